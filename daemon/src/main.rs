@@ -1,0 +1,2 @@
+//! zcrid.
+fn main() {}

@@ -1,0 +1,2 @@
+//! zcri-shim.
+fn main() {}
