@@ -1,1 +1,12 @@
-//! Placeholder.
+//! Everything of zcri that talks to the kernel in raw form: namespaces, mounts, cgroups, processes.
+//!
+//! This is the only crate with `unsafe`. What it offers is safe to call, owns what it opens and names the
+//! path in every error.
+
+pub mod cgroup;
+mod error;
+pub mod mount;
+pub mod namespace;
+pub mod node;
+
+pub use error::{Error, Result};
