@@ -1,7 +1,6 @@
 //! Mounts: the container's overlay, the pod's `/dev/shm`, and their removal.
 
 use std::ffi::CString;
-use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -88,9 +87,7 @@ fn overlay_by_options(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno>
 /// # Errors
 /// The mount was refused.
 pub fn shm(target: &Path, bytes: u64) -> Result<()> {
-    let mut options = String::from("mode=1777,size=");
-    if write!(options, "{bytes}").is_err() {}
-    let options = CString::new(options)
+    let options = CString::new(format!("mode=1777,size={bytes}"))
         .map_err(|e| Error::path("mount shm on", target, std::io::Error::from(e)))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("shm", target, "tmpfs", flags, options.as_c_str())

@@ -55,7 +55,7 @@ pub fn create(wanted: &PodNamespaces) -> Result<()> {
             .flatten()
         {
             // The first error is the one to report; what never was pinned has nothing to undo.
-            if unpin(path).is_err() {}
+            drop(unpin(path));
         }
     }
     result
