@@ -1,2 +1,3 @@
 //! zcrid.
+#![forbid(unsafe_code)]
 fn main() {}

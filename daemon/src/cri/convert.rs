@@ -1,0 +1,1 @@
+//! Between CRI's protobuf types and the daemon's domain types: "parse, don't validate".
