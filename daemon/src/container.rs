@@ -1,3 +1,18 @@
-//! Containers.
+//! Containers: their configuration, their state, and what is done to them.
+//!
+//! ```text
+//!   CreateContainer --> created --start--> running --exit--> exited --remove--> (gone)
+//!                          |                                   ^
+//!                          +--start failed (code 128)----------+
+//! ```
 
 pub mod config;
+mod create;
+mod exec;
+pub mod spec;
+mod state;
+mod user_files;
+
+pub(crate) use create::{Prepared, prepare, unmake};
+pub use exec::{ExecOutput, exec_sync};
+pub use state::{ContainerState, ContainerView, Exited};
