@@ -13,6 +13,6 @@ pub mod spec;
 mod state;
 mod user_files;
 
-pub(crate) use create::{Prepared, prepare, unmake};
+pub(crate) use create::{prepare, rewrite_resources, unmake, view_of};
 pub use exec::{ExecOutput, exec_sync};
 pub use state::{ContainerState, ContainerView, Exited};

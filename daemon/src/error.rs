@@ -95,7 +95,7 @@ pub enum Error {
         reference: String,
         /// What the image store said.
         #[source]
-        source: Box<zcri_image::Error>,
+        source: Box<zcri_image::ImageError>,
     },
     /// The task that owns the pod ended, because the pod was removed or the daemon stops.
     #[error("pod sandbox {id} is going away")]

@@ -12,6 +12,7 @@ use crate::network::Network;
 use crate::pod::config::PodConfig;
 use crate::runtime::{Handlers, ShimLauncher};
 use crate::state::RecordStore;
+use crate::stats::LastReadings;
 
 /// The concrete parts that the composition root built.
 pub struct Node {
@@ -39,6 +40,10 @@ pub struct Node {
     pub cgroup_driver: CgroupDriver,
     /// Parent of the control groups of pods that name none.
     pub cgroup_parent: String,
+    /// Limit of processes in a container that names none.
+    pub pids_limit: Option<u32>,
+    /// CPU readings, for rates.
+    pub last_readings: LastReadings,
     /// Between records and configurations.
     pub wire: WireFormat,
 }

@@ -21,6 +21,8 @@ mod recovery;
 mod teardown;
 mod view;
 
+pub(crate) use actor::Owned;
 pub use actor::PodHandle;
+pub(crate) use files::PodFiles;
 pub use pods::{Pods, StopSignal};
 pub use view::{PodKey, PodState, PodView};

@@ -1,7 +1,7 @@
 //! The one table from domain errors to the gRPC codes that the kubelet switches on.
 
 use tonic::{Code, Status};
-use zcri_image::Error as ImageError;
+use zcri_image::ImageError;
 
 use crate::error::{Chain, Error};
 
@@ -26,8 +26,31 @@ fn code(error: &Error) -> Code {
     }
 }
 
-fn image_code(_error: &ImageError) -> Code {
-    Code::Internal
+fn image_code(error: &ImageError) -> Code {
+    match error {
+        ImageError::InvalidReference { .. }
+        | ImageError::AmbiguousId { .. }
+        | ImageError::InvalidCredentials { .. }
+        | ImageError::InvalidManifest { .. }
+        | ImageError::UnsupportedMediaType { .. }
+        | ImageError::WrongPlatform { .. } => Code::InvalidArgument,
+        ImageError::NotFound { .. } | ImageError::UnknownImage { .. } | ImageError::UnknownLayer { .. } => {
+            Code::NotFound
+        }
+        ImageError::Unauthorized { status: 401, .. } => Code::Unauthenticated,
+        ImageError::Unauthorized { .. } | ImageError::Blocked { .. } => Code::PermissionDenied,
+        ImageError::RateLimited { .. } | ImageError::LimitExceeded { .. } | ImageError::DiskFull { .. } => {
+            Code::ResourceExhausted
+        }
+        ImageError::Unreachable { .. } | ImageError::RegistryFailed { .. } => Code::Unavailable,
+        ImageError::DigestMismatch { .. }
+        | ImageError::WrongSize { .. }
+        | ImageError::UnsafePath { .. }
+        | ImageError::InvalidLayer { .. }
+        | ImageError::BrokenRecord { .. } => Code::DataLoss,
+        ImageError::Interrupted { .. } => Code::Aborted,
+        ImageError::BadEndpoint { .. } | ImageError::Attribute { .. } | ImageError::Io { .. } => Code::Internal,
+    }
 }
 
 /// Whether a full disk is among the causes.

@@ -454,14 +454,9 @@ fn set_phase(node: &Node, owned: &mut Owned, phase: ContainerPhase) -> Result<()
 }
 
 fn set_exited(node: &Node, owned: &mut Owned, exited: Exited) {
-    let phase = ContainerPhase::Exited {
-        started_at_ns: exited.started_at_ns,
-        finished_at_ns: exited.finished_at_ns,
-        exit_code: exited.exit_code,
-        reason: exited.reason.clone(),
-        message: exited.message.clone(),
-    };
-    set_state(owned, ContainerState::Exited(exited));
+    let state = ContainerState::Exited(exited);
+    let phase = ContainerPhase::from(&state);
+    set_state(owned, state);
     // The shim's note is on disk too: after a restart the end is found there.
     if let Err(error) = set_phase(node, owned, phase) {
         tracing::warn!(container = %owned.view.id, error = %Chain(&error), "the end is not recorded");

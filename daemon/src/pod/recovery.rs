@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::actor::{self, Owned, PodHandle, PodParts};
+use super::config::PodConfig;
 use super::pods::Pods;
 use super::teardown;
 use crate::container::{self, ContainerState, ContainerView, Exited};
@@ -92,7 +93,7 @@ async fn recover_pod(node: Arc<Node>, mut record: PodRecord, containers: Vec<Con
     }
     let mut owned = BTreeMap::new();
     for container in containers {
-        if let Some((id, container)) = recover_container(&node, shim.as_ref(), &record, container).await {
+        if let Some((id, container)) = recover_container(&node, shim.as_ref(), &record, &config, container).await {
             owned.insert(id, container);
         }
     }
@@ -103,6 +104,7 @@ async fn recover_container(
     node: &Arc<Node>,
     shim: Option<&Shim>,
     pod: &PodRecord,
+    config: &PodConfig,
     mut record: ContainerRecord,
 ) -> Option<(ContainerId, Owned)> {
     let id = ContainerId::parse(&record.id)?;
@@ -110,7 +112,7 @@ async fn recover_container(
         remove_orphan(node.clone(), record).await;
         return None;
     }
-    let view = match container::view_of(node, &record) {
+    let view = match container::view_of(node, &record, config.log_directory.as_deref()) {
         Ok(view) => view,
         Err(error) => {
             tracing::error!(container = %id, error = %Chain(&error), "the record of a container is not understood");

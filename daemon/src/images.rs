@@ -1,0 +1,2 @@
+//! The image store, set up from the configuration.
+
