@@ -2,6 +2,7 @@
 
 mod resources;
 mod security;
+pub mod signal;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -165,3 +165,80 @@ pub struct PodSecurity {
     /// SELinux label of the sandbox.
     pub selinux: Option<SelinuxLabel>,
 }
+
+/// Namespace that a sysctl belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SysctlNamespace {
+    /// `net.*`
+    Network,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// `kernel.domainname`: pods always have a UTS namespace, except with the node's network.
+    Uts,
+}
+
+impl SysctlNamespace {
+    /// Whose namespace of this kind the pod uses.
+    #[must_use]
+    pub fn of(self, namespaces: &PodNamespaces) -> PodScope {
+        match self {
+            Self::Ipc => namespaces.ipc,
+            Self::Network | Self::Uts => namespaces.network,
+        }
+    }
+}
+
+impl std::fmt::Display for SysctlNamespace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Network => "network",
+            Self::Ipc => "IPC",
+            Self::Uts => "UTS",
+        })
+    }
+}
+
+/// The namespace of a sysctl; `None` if it is malformed or belongs to the whole node.
+#[must_use]
+pub fn sysctl_namespace(name: &str) -> Option<SysctlNamespace> {
+    let path = sysctl_path(name)?;
+    let path = path.to_str()?;
+    if path.starts_with("net/") {
+        return Some(SysctlNamespace::Network);
+    }
+    if path == "kernel/domainname" {
+        return Some(SysctlNamespace::Uts);
+    }
+    let ipc = path == "kernel/sem"
+        || path.starts_with("kernel/shm")
+        || path.starts_with("kernel/msg")
+        || path.starts_with("fs/mqueue/");
+    ipc.then_some(SysctlNamespace::Ipc)
+}
+
+/// The file of a sysctl relative to `/proc/sys`.
+///
+/// As in sysctl(8), the first separator decides: `net.ipv4.conf.eth0/1.forwarding` and
+/// `net/ipv4/conf/eth0.1/forwarding` name the same file. `None` for a name that leads elsewhere.
+#[must_use]
+pub fn sysctl_path(name: &str) -> Option<PathBuf> {
+    let dotted = name
+        .find(['.', '/'])
+        .is_some_and(|at| name.as_bytes().get(at) == Some(&b'.'));
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        c => c,
+    };
+    let path: String = if dotted {
+        name.chars().map(swap).collect()
+    } else {
+        name.to_owned()
+    };
+    let good_part = |part: &str| {
+        !part.starts_with('.')
+            && !part.is_empty()
+            && part.chars().all(|c| c.is_ascii_graphic() && c != '\\')
+    };
+    (path.contains('/') && path.split('/').all(good_part)).then(|| PathBuf::from(path))
+}
