@@ -1,1 +1,9 @@
-//! Placeholder.
+//! Everything of zcri that talks to the kernel in raw form: namespaces, mounts, cgroups, processes.
+//!
+//! This is the only crate with `unsafe`. What it offers is safe to call, owns what it opens and names the
+//! path in every error.
+
+pub mod fork;
+pub mod pod_init;
+pub mod process;
+pub mod signal;
