@@ -5,8 +5,12 @@
 
 pub mod cgroup;
 mod error;
+pub mod fork;
 pub mod mount;
 pub mod namespace;
 pub mod node;
+pub mod pod_init;
+pub mod process;
+pub mod signal;
 
 pub use error::{Error, Result};
