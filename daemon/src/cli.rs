@@ -67,18 +67,37 @@ pub fn run() -> ExitCode {
 
 /// The file named on the command line must be there, the default one need not.
 fn load(path: &PathBuf) -> anyhow::Result<Config> {
-    let given = std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--config"));
-    Ok(if given { Config::load(path)? } else { Config::load_or_default(path)? })
+    let given =
+        std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--config"));
+    Ok(if given {
+        Config::load(path)?
+    } else {
+        Config::load_or_default(path)?
+    })
 }
 
 fn check(path: &PathBuf) -> anyhow::Result<ExitCode> {
     let problems = load(path)?.check();
     for problem in &problems {
-        println!("{}: {problem}", if problem.fatal { "error" } else { "warning" });
+        println!(
+            "{}: {problem}",
+            if problem.fatal { "error" } else { "warning" }
+        );
     }
     let fatal = problems.iter().any(|problem| problem.fatal);
-    println!("{}", if fatal { "the configuration cannot be used" } else { "the configuration can be used" });
-    Ok(if fatal { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    println!(
+        "{}",
+        if fatal {
+            "the configuration cannot be used"
+        } else {
+            "the configuration can be used"
+        }
+    );
+    Ok(if fatal {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn serve(path: &PathBuf) -> anyhow::Result<ExitCode> {
@@ -100,8 +119,11 @@ fn serve(path: &PathBuf) -> anyhow::Result<ExitCode> {
 
 /// Logs go to standard error: the service manager keeps and stamps them.
 fn start_log(config: &Config) {
-    let filter = EnvFilter::try_from_env("ZCRI_LOG").unwrap_or_else(|_| EnvFilter::new(config.log.level.as_str()));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_from_env("ZCRI_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(config.log.level.as_str()));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),

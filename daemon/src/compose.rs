@@ -48,7 +48,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 /// Builds the parts in the order in which they need each other.
 async fn build(config: &Config) -> anyhow::Result<Node> {
     if config.platform.kind != PlatformKind::Linux {
-        anyhow::bail!("platform.kind = \"{}\" comes with a later version", config.platform.kind);
+        anyhow::bail!(
+            "platform.kind = \"{}\" comes with a later version",
+            config.platform.kind
+        );
     }
     let cgroups = cgroup::Tree::detect()?;
     let node_facts = node_facts(&cgroups)?;
@@ -59,7 +62,9 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         boot_id: facts::boot_id()?,
         records: RecordStore::open(&config.storage.root)?,
         handlers: handlers(config),
-        launcher: ShimLauncher { program: shim_program(config)? },
+        launcher: ShimLauncher {
+            program: shim_program(config)?,
+        },
         network: Network::new(&config.network, &config.storage.root),
         images,
         facts: node_facts,
@@ -73,7 +78,11 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         last_readings: LastReadings::default(),
         wire: convert::WIRE_FORMAT,
     };
-    for dir in [node.root.join("overlay"), node.state.join("pods"), node.state.join("containers")] {
+    for dir in [
+        node.root.join("overlay"),
+        node.state.join("pods"),
+        node.state.join("containers"),
+    ] {
         std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     }
     node.empty_trash().context("empty the trash")?;
@@ -83,7 +92,10 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
 fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
     let lowest = facts::lowest_oom_score_adj()?;
     if lowest > -1000 {
-        tracing::info!(lowest, "this node may not lower oom_score_adj: containers get at least this value");
+        tracing::info!(
+            lowest,
+            "this node may not lower oom_score_adj: containers get at least this value"
+        );
     }
     Ok(NodeFacts {
         cgroup_version: cgroups.version(),
@@ -97,18 +109,30 @@ fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
 
 fn handlers(config: &Config) -> Handlers {
     let systemd_cgroup = config.runtime.cgroup_manager == CgroupManager::Systemd;
-    let all = config.runtime.handlers.iter().filter_map(|(name, handler)| match handler.kind {
-        HandlerType::Oci => Some(Handler {
-            name: name.clone(),
-            path: handler.path.clone(),
-            root: Some(handler.root.clone().unwrap_or_else(|| config.storage.state.join("oci").join(name))),
-            systemd_cgroup,
-        }),
-        HandlerType::Shim => {
-            tracing::warn!(handler = name, "handlers of type \"shim\" come with a later version; it is left out");
-            None
-        }
-    });
+    let all = config
+        .runtime
+        .handlers
+        .iter()
+        .filter_map(|(name, handler)| match handler.kind {
+            HandlerType::Oci => Some(Handler {
+                name: name.clone(),
+                path: handler.path.clone(),
+                root: Some(
+                    handler
+                        .root
+                        .clone()
+                        .unwrap_or_else(|| config.storage.state.join("oci").join(name)),
+                ),
+                systemd_cgroup,
+            }),
+            HandlerType::Shim => {
+                tracing::warn!(
+                    handler = name,
+                    "handlers of type \"shim\" come with a later version; it is left out"
+                );
+                None
+            }
+        });
     Handlers::new(all, config.runtime.default_handler.clone())
 }
 

@@ -29,6 +29,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A request that cannot be understood; the text names the field and its value.
+    #[error("{0}")]
+    Request(String),
     /// The request is legal, but not in the state that its object is in.
     #[error("{what} {id} is {state}: cannot {action}")]
     State {
@@ -111,17 +114,26 @@ pub enum Error {
 impl Error {
     /// A container that is not known.
     pub fn no_container(id: impl fmt::Display) -> Self {
-        Error::NotFound { what: "container", id: id.to_string() }
+        Error::NotFound {
+            what: "container",
+            id: id.to_string(),
+        }
     }
 
     /// A pod that is not known.
     pub fn no_pod(id: impl fmt::Display) -> Self {
-        Error::NotFound { what: "pod sandbox", id: id.to_string() }
+        Error::NotFound {
+            what: "pod sandbox",
+            id: id.to_string(),
+        }
     }
 
     /// A failed operation on the node.
     pub fn node(action: impl Into<String>, source: impl Into<Source>) -> Self {
-        Error::Node { action: action.into(), source: source.into() }
+        Error::Node {
+            action: action.into(),
+            source: source.into(),
+        }
     }
 }
 

@@ -63,7 +63,11 @@ fn random_hex() -> Box<str> {
         let flags = rustix::rand::GetRandomFlags::empty();
         filled += rustix::rand::getrandom(&mut bytes[filled..], flags).unwrap_or(0);
     }
-    bytes.iter().map(|b| format!("{b:02x}")).collect::<String>().into()
+    bytes
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect::<String>()
+        .into()
 }
 
 #[cfg(test)]

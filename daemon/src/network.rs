@@ -5,7 +5,9 @@
 
 use std::path::Path;
 
-use zcri_cni::{Attachment, Cni, CniDirs, PortMapping, Protocol, RuntimeConfig, RuntimeDns, pod_args};
+use zcri_cni::{
+    Attachment, Cni, CniDirs, PortMapping, Protocol, RuntimeConfig, RuntimeDns, pod_args,
+};
 
 use crate::error::{Error, Result};
 use crate::id::PodId;
@@ -27,14 +29,21 @@ impl Network {
             plugin_dirs: config.plugin_dirs.clone(),
             cache_dir: root.join("cni"),
         };
-        Self { cni: Cni::new(dirs, config.plugin_timeout) }
+        Self {
+            cni: Cni::new(dirs, config.plugin_timeout),
+        }
     }
 
     /// Attaches a pod; gives its addresses, the primary one first.
     ///
     /// # Errors
     /// No network is configured, or a plugin failed: what the plugins before it did is undone.
-    pub async fn attach(&self, id: &PodId, config: &PodConfig, netns: &Path) -> Result<Vec<String>> {
+    pub async fn attach(
+        &self,
+        id: &PodId,
+        config: &PodConfig,
+        netns: &Path,
+    ) -> Result<Vec<String>> {
         let list = self.cni.load().map_err(|e| failed("configuration", e))?;
         let attachment = Attachment {
             container_id: id.to_string(),
@@ -43,7 +52,10 @@ impl Network {
             args: pod_args(&config.namespace, &config.name, &config.uid, id.as_str()),
             runtime_config: runtime_config(config),
         };
-        let result = list.add(&attachment).await.map_err(|e| failed("attach", e))?;
+        let result = list
+            .add(&attachment)
+            .await
+            .map_err(|e| failed("attach", e))?;
         Ok(result.pod_ips().map(|ip| ip.to_string()).collect())
     }
 
@@ -57,12 +69,18 @@ impl Network {
 
     /// Why no pod could get a network now, if so.
     pub async fn problem(&self) -> Option<String> {
-        self.cni.load().err().map(|error| crate::error::Chain(&error).to_string())
+        self.cni
+            .load()
+            .err()
+            .map(|error| crate::error::Chain(&error).to_string())
     }
 }
 
 fn failed(action: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Network { action, source: Box::new(source) }
+    Error::Network {
+        action,
+        source: Box::new(source),
+    }
 }
 
 fn runtime_config(config: &PodConfig) -> RuntimeConfig {
@@ -86,5 +104,10 @@ fn runtime_config(config: &PodConfig) -> RuntimeConfig {
         options: dns.options.clone(),
     });
     let cgroup_path = Some(config.cgroup_parent.clone()).filter(|path| !path.is_empty());
-    RuntimeConfig { port_mappings, dns, cgroup_path, ..RuntimeConfig::default() }
+    RuntimeConfig {
+        port_mappings,
+        dns,
+        cgroup_path,
+        ..RuntimeConfig::default()
+    }
 }

@@ -113,10 +113,18 @@ impl Node {
         let name = dir.file_name().unwrap_or_default();
         // `<root>/overlay/ID` goes to `<root>/trash`, `<state>/pods/ID` to `<state>/trash`: a rename stays on its
         // file system.
-        let under = if dir.starts_with(&self.state) { &self.state } else { &self.root };
+        let under = if dir.starts_with(&self.state) {
+            &self.state
+        } else {
+            &self.root
+        };
         let trash = under.join("trash");
         // Unique, because a name that failed half way may come again.
-        let target = trash.join(format!("{}-{}", name.to_string_lossy(), crate::time::now_ns()));
+        let target = trash.join(format!(
+            "{}-{}",
+            name.to_string_lossy(),
+            crate::time::now_ns()
+        ));
         match std::fs::rename(dir, &target) {
             Ok(()) => {
                 tokio::task::spawn_blocking(move || {

@@ -7,5 +7,5 @@
 mod record;
 mod store;
 
-pub use record::{ContainerRecord, ContainerPhase, PodPhase, PodRecord};
+pub use record::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 pub use store::{Loaded, RecordError, RecordStore};

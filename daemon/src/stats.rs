@@ -47,19 +47,27 @@ impl LastReadings {
     fn rate(&self, id: &ContainerId, at_ns: i64, cpu_ns: u64) -> Option<u64> {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (before_ns, before) = last.insert(id.clone(), (at_ns, cpu_ns))?;
-        let elapsed = u128::try_from(at_ns - before_ns).ok().filter(|elapsed| *elapsed > 0)?;
+        let elapsed = u128::try_from(at_ns - before_ns)
+            .ok()
+            .filter(|elapsed| *elapsed > 0)?;
         let used = u128::from(cpu_ns.checked_sub(before)?);
         u64::try_from(used * 1_000_000_000 / elapsed).ok()
     }
 
     /// Forgets a container that is gone.
     pub(crate) fn forget(&self, id: &ContainerId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 }
 
 /// Reads the usage of containers, in their order.
-pub(crate) async fn read(node: &Arc<Node>, views: Vec<Arc<ContainerView>>) -> Result<Vec<ContainerUsage>> {
+pub(crate) async fn read(
+    node: &Arc<Node>,
+    views: Vec<Arc<ContainerView>>,
+) -> Result<Vec<ContainerUsage>> {
     let node = node.clone();
     blocking(move || Ok(views.iter().map(|view| read_one(&node, view)).collect())).await
 }
@@ -67,17 +75,27 @@ pub(crate) async fn read(node: &Arc<Node>, views: Vec<Arc<ContainerView>>) -> Re
 fn read_one(node: &Node, view: &ContainerView) -> ContainerUsage {
     let at_ns = now_ns();
     let group = node.cgroups.usage(&view.cgroup);
-    let nano_cores = group.cpu_ns.and_then(|cpu_ns| node.last_readings.rate(&view.id, at_ns, cpu_ns));
-    ContainerUsage { at_ns, group, nano_cores, layer: usage_below(&view.upper) }
+    let nano_cores = group
+        .cpu_ns
+        .and_then(|cpu_ns| node.last_readings.rate(&view.id, at_ns, cpu_ns));
+    ContainerUsage {
+        at_ns,
+        group,
+        nano_cores,
+        layer: usage_below(&view.upper),
+    }
 }
 
 /// All writable layers together.
 pub(crate) async fn writable_layers(views: Vec<Arc<ContainerView>>) -> Result<LayerUsage> {
     blocking(move || {
-        Ok(views.iter().map(|view| usage_below(&view.upper)).fold(LayerUsage::default(), |sum, one| LayerUsage {
-            bytes: sum.bytes + one.bytes,
-            inodes: sum.inodes + one.inodes,
-        }))
+        Ok(views.iter().map(|view| usage_below(&view.upper)).fold(
+            LayerUsage::default(),
+            |sum, one| LayerUsage {
+                bytes: sum.bytes + one.bytes,
+                inodes: sum.inodes + one.inodes,
+            },
+        ))
     })
     .await
 }
@@ -87,9 +105,13 @@ fn usage_below(dir: &Path) -> LayerUsage {
     let mut usage = LayerUsage::default();
     let mut pending = vec![dir.to_owned()];
     while let Some(dir) = pending.pop() {
-        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        let Ok(entries) = std::fs::read_dir(&dir) else {
+            continue;
+        };
         for entry in entries.flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
             usage.bytes += metadata.blocks() * BLOCK_BYTES;
             usage.inodes += 1;
             if metadata.is_dir() {
@@ -108,9 +130,20 @@ mod tests {
     fn the_rate_is_that_between_two_readings() {
         let (last, id) = (LastReadings::default(), ContainerId::random());
         assert_eq!(last.rate(&id, 1_000_000_000, 500), None);
-        assert_eq!(last.rate(&id, 3_000_000_000, 1_000_000_500), Some(500_000_000));
-        assert_eq!(last.rate(&id, 3_000_000_000, 1_000_000_500), None, "no time passed");
-        assert_eq!(last.rate(&id, 4_000_000_000, 5), None, "another group of the same id");
+        assert_eq!(
+            last.rate(&id, 3_000_000_000, 1_000_000_500),
+            Some(500_000_000)
+        );
+        assert_eq!(
+            last.rate(&id, 3_000_000_000, 1_000_000_500),
+            None,
+            "no time passed"
+        );
+        assert_eq!(
+            last.rate(&id, 4_000_000_000, 5),
+            None,
+            "another group of the same id"
+        );
         last.forget(&id);
         assert_eq!(last.rate(&id, 5_000_000_000, 6), None);
     }
@@ -123,6 +156,9 @@ mod tests {
         let usage = usage_below(dir.path());
         assert_eq!(usage.inodes, 2);
         assert!(usage.bytes >= 100_000, "{usage:?}");
-        assert_eq!(usage_below(&dir.path().join("missing")), LayerUsage::default());
+        assert_eq!(
+            usage_below(&dir.path().join("missing")),
+            LayerUsage::default()
+        );
     }
 }

@@ -35,30 +35,59 @@ pub(crate) async fn prepare(
         boot_id: node.boot_id.clone(),
         config: wire,
         image_id: image.id.to_string(),
-        image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
-        layers: image.layers.iter().map(|layer| layer.diff_id.to_string()).collect(),
-        stop_signal: config.stop_signal.clone().unwrap_or_else(|| image.config.stop_signal.clone()),
+        image_ref: image
+            .repo_digests
+            .first()
+            .cloned()
+            .unwrap_or_else(|| image.id.to_string()),
+        layers: image
+            .layers
+            .iter()
+            .map(|layer| layer.diff_id.to_string())
+            .collect(),
+        stop_signal: config
+            .stop_signal
+            .clone()
+            .unwrap_or_else(|| image.config.stop_signal.clone()),
         cgroup: cgroup_path(node, pod, &id),
         user: (0, 0, Vec::new()),
         created_at_ns: crate::time::now_ns(),
         phase: ContainerPhase::Creating,
         resources: Vec::new(),
     };
-    let lower = node.images.lease(id.as_str(), &image.id).map_err(|e| image_error(&config, e))?;
+    let lower = node
+        .images
+        .lease(id.as_str(), &image.id)
+        .map_err(|e| image_error(&config, e))?;
     let made = {
         let (node, pod, config) = (node.clone(), pod.clone(), config.clone());
         let (record, id) = (record.clone(), id.clone());
         blocking(move || {
-            node.records.put_container(&record).map_err(|e| Error::node("record a container", e))?;
+            node.records
+                .put_container(&record)
+                .map_err(|e| Error::node("record a container", e))?;
             make_root(&node, &id, &lower)?;
             write_spec(&node, &pod, &id, &config, &image, &record)
         })
         .await
     };
     let finished = made.and_then(|user| {
-        let record = ContainerRecord { user, phase: ContainerPhase::Created, ..record };
-        node.records.put_container(&record).map_err(|e| Error::node("record a container", e))?;
-        let view = Arc::new(view_with(node, &record, id.clone(), pod.id.clone(), config, pod.config.log_directory.as_deref())?);
+        let record = ContainerRecord {
+            user,
+            phase: ContainerPhase::Created,
+            ..record
+        };
+        node.records
+            .put_container(&record)
+            .map_err(|e| Error::node("record a container", e))?;
+        let view = Arc::new(view_with(
+            node,
+            &record,
+            id.clone(),
+            pod.id.clone(),
+            config,
+            pod.config.log_directory.as_deref(),
+        )?);
         Ok(Owned { record, view })
     });
     if finished.is_err() {
@@ -74,12 +103,16 @@ pub(crate) async fn unmake(node: &Arc<Node>, id: &ContainerId) -> Result<()> {
     let (owner, id) = (node.clone(), id.clone());
     blocking(move || {
         let bundle = owner.container_bundle(id.as_str());
-        zcri_sys::mount::unmount(&bundle.join("rootfs")).map_err(|e| Error::node("unmount a container's root", e))?;
+        zcri_sys::mount::unmount(&bundle.join("rootfs"))
+            .map_err(|e| Error::node("unmount a container's root", e))?;
         owner.discard(&bundle)?;
         owner.discard(&owner.overlay(id.as_str()))?;
         owner.images.release(id.as_str());
         owner.last_readings.forget(&id);
-        owner.records.remove_container(id.as_str()).map_err(|e| Error::node("forget a container", e))
+        owner
+            .records
+            .remove_container(id.as_str())
+            .map_err(|e| Error::node("forget a container", e))
     })
     .await
 }
@@ -87,11 +120,17 @@ pub(crate) async fn unmake(node: &Arc<Node>, id: &ContainerId) -> Result<()> {
 fn find_image(node: &Node, config: &ContainerConfig) -> Result<Arc<Image>> {
     // The kubelet puts the id that PullImage gave into `image`; crictl a name.
     let name = &config.image.image;
-    node.images.resolve(name).ok_or_else(|| Error::NotFound { what: "image", id: name.clone() })
+    node.images.resolve(name).ok_or_else(|| Error::NotFound {
+        what: "image",
+        id: name.clone(),
+    })
 }
 
 fn image_error(config: &ContainerConfig, source: zcri_image::ImageError) -> Error {
-    Error::Image { reference: config.image.image.clone(), source: Box::new(source) }
+    Error::Image {
+        reference: config.image.image.clone(),
+        source: Box::new(source),
+    }
 }
 
 /// The control group as statistics find it; what the OCI runtime is told is [`CgroupsPath`].
@@ -105,15 +144,28 @@ fn cgroups_path(node: &Node, pod: &PodView, id: &ContainerId) -> CgroupsPath {
         given => given.to_owned(),
     };
     match node.cgroup_driver {
-        CgroupDriver::Cgroupfs => CgroupsPath::Cgroupfs { parent, id: id.to_string() },
-        CgroupDriver::Systemd => CgroupsPath::Systemd { slice: parent, id: id.to_string() },
+        CgroupDriver::Cgroupfs => CgroupsPath::Cgroupfs {
+            parent,
+            id: id.to_string(),
+        },
+        CgroupDriver::Systemd => CgroupsPath::Systemd {
+            slice: parent,
+            id: id.to_string(),
+        },
     }
 }
 
 /// Writable layer, mount point, and the mount.
 fn make_root(node: &Node, id: &ContainerId, lower: &[PathBuf]) -> Result<()> {
-    let (bundle, overlay) = (node.container_bundle(id.as_str()), node.overlay(id.as_str()));
-    let (rootfs, upper, work) = (bundle.join("rootfs"), overlay.join("upper"), overlay.join("work"));
+    let (bundle, overlay) = (
+        node.container_bundle(id.as_str()),
+        node.overlay(id.as_str()),
+    );
+    let (rootfs, upper, work) = (
+        bundle.join("rootfs"),
+        overlay.join("upper"),
+        overlay.join("work"),
+    );
     let make = |dir: &Path, mode: u32| {
         let made = std::fs::DirBuilder::new().mode(mode).create(dir);
         made.map_err(|e| Error::node(format!("make {}", dir.display()), e))
@@ -123,8 +175,15 @@ fn make_root(node: &Node, id: &ContainerId, lower: &[PathBuf]) -> Result<()> {
     make(&work, 0o700)?;
     make(&bundle, 0o711)?;
     make(&rootfs, 0o755)?;
-    zcri_sys::mount::overlay(&zcri_sys::mount::Overlay { lower, upper: &upper, work: &work }, &rootfs)
-        .map_err(|e| Error::node("mount a container's root", e))
+    zcri_sys::mount::overlay(
+        &zcri_sys::mount::Overlay {
+            lower,
+            upper: &upper,
+            work: &work,
+        },
+        &rootfs,
+    )
+    .map_err(|e| Error::node("mount a container's root", e))
 }
 
 /// Builds `config.json`; gives the user that the container's first process runs as.
@@ -139,11 +198,17 @@ fn write_spec(
     let bundle = node.container_bundle(id.as_str());
     let rootfs = bundle.join("rootfs");
     let text = |path: &str| {
-        read_beneath(&rootfs, path).map_err(|e| Error::node(format!("read /{path} of the image"), e))
+        read_beneath(&rootfs, path)
+            .map_err(|e| Error::node(format!("read /{path} of the image"), e))
     };
     let invalid = |error: spec::SpecError| error.into_domain();
-    let user = spec::resolve_user(&image.config.user, &config.security, &text("etc/passwd")?, &text("etc/group")?)
-        .map_err(invalid)?;
+    let user = spec::resolve_user(
+        &image.config.user,
+        &config.security,
+        &text("etc/passwd")?,
+        &text("etc/group")?,
+    )
+    .map_err(invalid)?;
     let files = PodFiles::new(pod.bundle.clone());
     let input = SpecInput {
         pod: &pod.config,
@@ -153,58 +218,97 @@ fn write_spec(
         namespaces: namespace_paths(pod, &files, config)?,
         rootfs: &rootfs,
         cgroups: &cgroups_path(node, pod, id),
-        paths: HostPaths { resolv_conf: files.resolv_conf(), hostname: files.hostname(), shm: files.shm() },
+        paths: HostPaths {
+            resolv_conf: files.resolv_conf(),
+            hostname: files.hostname(),
+            shm: files.shm(),
+        },
         facts: &node.facts,
         pids_limit: node.pids_limit,
-        ids: spec::Ids { pod: pod.id.as_str(), container: &record.id },
+        ids: spec::Ids {
+            pod: pod.id.as_str(),
+            container: &record.id,
+        },
     };
     let spec = spec::build(&input).map_err(invalid)?;
     save_spec(&bundle, &spec)?;
     if config.stdin {
         let stdin = bundle.join("stdin");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, &stdin, rustix::fs::FileType::Fifo, mode, 0)
-            .map_err(|e| Error::node(format!("make {}", stdin.display()), std::io::Error::from(e)))?;
+        rustix::fs::mknodat(rustix::fs::CWD, &stdin, rustix::fs::FileType::Fifo, mode, 0).map_err(
+            |e| Error::node(format!("make {}", stdin.display()), std::io::Error::from(e)),
+        )?;
     }
     Ok((user.uid, user.gid, user.additional_gids.clone()))
 }
 
 fn save_spec(bundle: &Path, spec: &Spec) -> Result<()> {
     let file = bundle.join("config.json");
-    let json = serde_json::to_vec(spec).map_err(|e| Error::node("encode an OCI specification", e))?;
+    let json =
+        serde_json::to_vec(spec).map_err(|e| Error::node("encode an OCI specification", e))?;
     std::fs::write(&file, json).map_err(|e| Error::node(format!("write {}", file.display()), e))
 }
 
 /// Puts new limits into the specification of a container that was not started yet.
-pub(crate) fn rewrite_resources(node: &Node, view: &ContainerView, resources: &Resources) -> Result<()> {
+pub(crate) fn rewrite_resources(
+    node: &Node,
+    view: &ContainerView,
+    resources: &Resources,
+) -> Result<()> {
     let file = view.bundle.join("config.json");
-    let read = || -> std::result::Result<Spec, crate::error::Source> { Ok(serde_json::from_slice(&std::fs::read(&file)?)?) };
-    let mut spec = read().map_err(|source| Error::Node { action: format!("read {}", file.display()), source })?;
+    let read = || -> std::result::Result<Spec, crate::error::Source> {
+        Ok(serde_json::from_slice(&std::fs::read(&file)?)?)
+    };
+    let mut spec = read().map_err(|source| Error::Node {
+        action: format!("read {}", file.display()),
+        source,
+    })?;
     spec::set_resources(&mut spec, resources, &node.facts);
     save_spec(&view.bundle, &spec)
 }
 
-fn namespace_paths(pod: &PodView, files: &PodFiles, config: &ContainerConfig) -> Result<NamespacePaths> {
+fn namespace_paths(
+    pod: &PodView,
+    files: &PodFiles,
+    config: &ContainerConfig,
+) -> Result<NamespacePaths> {
     let own = |kind: &str| Some(files.namespace(kind)).filter(|path| path.exists());
     let pid = match &config.security.pid {
         PidMode::Pod => own("pid"),
         PidMode::Container | PidMode::Node => None,
         PidMode::Target(target) => {
-            let found = pod.containers.iter().find(|(id, _)| id.as_str().starts_with(target.as_str()));
+            let found = pod
+                .containers
+                .iter()
+                .find(|(id, _)| id.as_str().starts_with(target.as_str()));
             let (_, target) = found.ok_or_else(|| Error::no_container(target))?;
             let pid = target.require_running("share its PID namespace")?;
             Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))
         }
     };
-    Ok(NamespacePaths { network: own("net"), ipc: own("ipc"), uts: own("uts"), pid })
+    Ok(NamespacePaths {
+        network: own("net"),
+        ipc: own("ipc"),
+        uts: own("uts"),
+        pid,
+    })
 }
 
 /// The view of a container that a record describes.
 ///
 /// # Errors
 /// The record's configuration is not understood.
-pub(crate) fn view_of(node: &Node, record: &ContainerRecord, log_directory: Option<&Path>) -> Result<ContainerView> {
-    let broken = |what: &str| Error::node(format!("read the record of container {}", record.id), what.to_owned());
+pub(crate) fn view_of(
+    node: &Node,
+    record: &ContainerRecord,
+    log_directory: Option<&Path>,
+) -> Result<ContainerView> {
+    let broken = |what: &str| {
+        Error::node(
+            format!("read the record of container {}", record.id),
+            what.to_owned(),
+        )
+    };
     let id = ContainerId::parse(&record.id).ok_or_else(|| broken("bad id"))?;
     let pod_id = PodId::parse(&record.pod_id).ok_or_else(|| broken("bad pod id"))?;
     let config = (node.wire.decode_container)(&record.config)?;
@@ -224,22 +328,29 @@ fn view_with(
         updated => (node.wire.decode_resources)(updated)?,
     };
     let state = match &record.phase {
-        ContainerPhase::Running { started_at_ns, pid } => {
-            ContainerState::Running { started_at_ns: *started_at_ns, pid: *pid }
-        }
-        ContainerPhase::Exited { started_at_ns, finished_at_ns, exit_code, reason, message } => {
-            ContainerState::Exited(Exited {
-                started_at_ns: *started_at_ns,
-                finished_at_ns: *finished_at_ns,
-                exit_code: *exit_code,
-                reason: reason.clone(),
-                message: message.clone(),
-            })
-        }
+        ContainerPhase::Running { started_at_ns, pid } => ContainerState::Running {
+            started_at_ns: *started_at_ns,
+            pid: *pid,
+        },
+        ContainerPhase::Exited {
+            started_at_ns,
+            finished_at_ns,
+            exit_code,
+            reason,
+            message,
+        } => ContainerState::Exited(Exited {
+            started_at_ns: *started_at_ns,
+            finished_at_ns: *finished_at_ns,
+            exit_code: *exit_code,
+            reason: reason.clone(),
+            message: message.clone(),
+        }),
         _ => ContainerState::Created,
     };
     // Without the pod's directory there is nowhere to log to (api.proto, ContainerConfig.log_path).
-    let log = log_directory.zip(config.log_path.as_deref()).map(|(dir, path)| dir.join(path));
+    let log = log_directory
+        .zip(config.log_path.as_deref())
+        .map(|(dir, path)| dir.join(path));
     Ok(ContainerView {
         bundle: node.container_bundle(id.as_str()),
         upper: node.overlay(id.as_str()).join("upper"),
@@ -262,10 +373,22 @@ impl From<&ContainerState> for ContainerPhase {
     fn from(state: &ContainerState) -> Self {
         match state.clone() {
             ContainerState::Created => ContainerPhase::Created,
-            ContainerState::Running { started_at_ns, pid } => ContainerPhase::Running { started_at_ns, pid },
-            ContainerState::Exited(Exited { started_at_ns, finished_at_ns, exit_code, reason, message }) => {
-                ContainerPhase::Exited { started_at_ns, finished_at_ns, exit_code, reason, message }
+            ContainerState::Running { started_at_ns, pid } => {
+                ContainerPhase::Running { started_at_ns, pid }
             }
+            ContainerState::Exited(Exited {
+                started_at_ns,
+                finished_at_ns,
+                exit_code,
+                reason,
+                message,
+            }) => ContainerPhase::Exited {
+                started_at_ns,
+                finished_at_ns,
+                exit_code,
+                reason,
+                message,
+            },
         }
     }
 }

@@ -47,10 +47,18 @@ pub async fn exec_sync(
     container.require_running("run a command")?;
     let program = command.first().cloned().unwrap_or_default();
     if program.is_empty() {
-        return Err(Error::Invalid { field: "cmd", value: String::new(), reason: "no command".into() });
+        return Err(Error::Invalid {
+            field: "cmd",
+            value: String::new(),
+            reason: "no command".into(),
+        });
     }
     // Unique also against commands of a daemon that died: its process id is in the name.
-    let exec_id = format!("sync-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let exec_id = format!(
+        "sync-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
     let process = spec::exec_process(&container_process(container)?, &command, false);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
     let mut stdout = Output::open(container.bundle.join(format!("{exec_id}.out")))?;
@@ -58,10 +66,19 @@ pub async fn exec_sync(
 
     let id = container.id.as_str();
     let failed = |action: &'static str| {
-        move |error: crate::runtime::ShimError| Error::Runtime { action, id: id.into(), source: Box::new(error) }
+        move |error: crate::runtime::ShimError| Error::Runtime {
+            action,
+            id: id.into(),
+            source: Box::new(error),
+        }
     };
-    let request =
-        ExecRequest { id, exec_id: &exec_id, process, stdout: stdout.path(), stderr: stderr.path() };
+    let request = ExecRequest {
+        id,
+        exec_id: &exec_id,
+        process,
+        stdout: stdout.path(),
+        stderr: stderr.path(),
+    };
     shim.exec(request).await.map_err(failed("exec"))?;
     let deadline = timeout.map(|limit| tokio::time::Instant::now() + limit);
     let result = match shim.start(id, &exec_id).await.map_err(failed("exec")) {
@@ -85,7 +102,11 @@ pub async fn exec_sync(
                     Err(_elapsed) => {
                         end_tree(shim, id, &exec_id).await;
                         let seconds = timeout.unwrap_or_default().as_secs();
-                        Err(Error::ExecTimeout { id: id.into(), command: program, seconds })
+                        Err(Error::ExecTimeout {
+                            id: id.into(),
+                            command: program,
+                            seconds,
+                        })
                     }
                 },
             }
@@ -97,7 +118,11 @@ pub async fn exec_sync(
     let (exit_code, _) = result?;
     stdout.drain()?;
     stderr.drain()?;
-    Ok(ExecOutput { stdout: stdout.take(), stderr: stderr.take(), exit_code })
+    Ok(ExecOutput {
+        stdout: stdout.take(),
+        stderr: stderr.take(),
+        exit_code,
+    })
 }
 
 /// Kills a command with all that descends from it, and waits for its end.
@@ -115,9 +140,14 @@ fn container_process(container: &ContainerView) -> Result<oci_spec::runtime::Pro
     let file = container.bundle.join("config.json");
     let read = || -> std::result::Result<_, Source> {
         let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
-        spec.process().clone().ok_or_else(|| "no process in it".into())
+        spec.process()
+            .clone()
+            .ok_or_else(|| "no process in it".into())
     };
-    read().map_err(|source| Error::Node { action: format!("read {}", file.display()), source })
+    read().map_err(|source| Error::Node {
+        action: format!("read {}", file.display()),
+        source,
+    })
 }
 
 /// One stream: a FIFO that the command writes to and this end reads, removed at the end.
@@ -130,12 +160,28 @@ struct Output {
 
 impl Output {
     fn open(path: PathBuf) -> Result<Self> {
-        let fail = |source: std::io::Error| Error::node(format!("make the FIFO {}", path.display()), source);
-        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
-            .map_err(|e| fail(e.into()))?;
+        let fail = |source: std::io::Error| {
+            Error::node(format!("make the FIFO {}", path.display()), source)
+        };
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .map_err(|e| fail(e.into()))?;
         // Open for both, so that it never seems ended: the exit of the command is the end.
-        let pipe = pipe::OpenOptions::new().read_write(true).open_receiver(&path).map_err(fail)?;
-        Ok(Self { path, pipe, bytes: Vec::new(), chunk: vec![0; 64 << 10].into_boxed_slice() })
+        let pipe = pipe::OpenOptions::new()
+            .read_write(true)
+            .open_receiver(&path)
+            .map_err(fail)?;
+        Ok(Self {
+            path,
+            pipe,
+            bytes: Vec::new(),
+            chunk: vec![0; 64 << 10].into_boxed_slice(),
+        })
     }
 
     fn path(&self) -> &Path {
@@ -145,7 +191,11 @@ impl Output {
     /// # Cancel safety
     /// Safe: a read that is not ready has taken nothing.
     async fn read(&mut self) -> Result<()> {
-        let count = self.pipe.read(&mut self.chunk).await.map_err(|e| Error::node("read a command's output", e))?;
+        let count = self
+            .pipe
+            .read(&mut self.chunk)
+            .await
+            .map_err(|e| Error::node("read a command's output", e))?;
         self.keep(count);
         Ok(())
     }

@@ -82,7 +82,9 @@ impl Exited {
     /// OOMKilled).
     pub fn seen(started_at_ns: i64, exit: Exit) -> Self {
         let reason = match exit {
-            Exit { oom_killed: true, .. } => "OOMKilled",
+            Exit {
+                oom_killed: true, ..
+            } => "OOMKilled",
             Exit { code: 0, .. } => "Completed",
             _ => "Error",
         };
@@ -149,7 +151,12 @@ impl ContainerView {
 
     /// The error for a request that is not legal in this state.
     pub fn refuse(&self, action: &'static str) -> Error {
-        Error::State { what: "container", id: self.id.to_string(), state: self.state.name(), action }
+        Error::State {
+            what: "container",
+            id: self.id.to_string(),
+            state: self.state.name(),
+            action,
+        }
     }
 }
 
@@ -159,7 +166,17 @@ mod tests {
 
     #[test]
     fn reasons_are_those_of_the_field() {
-        let exit = |code, oom_killed| Exited::seen(1, Exit { code, at_ns: 2, oom_killed }).reason;
+        let exit = |code, oom_killed| {
+            Exited::seen(
+                1,
+                Exit {
+                    code,
+                    at_ns: 2,
+                    oom_killed,
+                },
+            )
+            .reason
+        };
         assert_eq!(exit(0, false), "Completed");
         assert_eq!(exit(3, false), "Error");
         assert_eq!(exit(137, false), "Error");

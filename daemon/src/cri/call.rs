@@ -14,7 +14,13 @@ use crate::error::{Chain, Error, Result};
 pub(super) fn span(rpc: &'static str, pod: &str, container: &str) -> Span {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let request = NEXT.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::info_span!("rpc", rpc, request, pod = tracing::field::Empty, container = tracing::field::Empty);
+    let span = tracing::info_span!(
+        "rpc",
+        rpc,
+        request,
+        pod = tracing::field::Empty,
+        container = tracing::field::Empty
+    );
     if !pod.is_empty() {
         span.record("pod", pod);
     }
@@ -25,7 +31,10 @@ pub(super) fn span(rpc: &'static str, pod: &str, container: &str) -> Span {
 }
 
 /// A call that only looks.
-pub(super) async fn look<T>(span: Span, work: impl Future<Output = Result<T>>) -> Result<Response<T>, Status> {
+pub(super) async fn look<T>(
+    span: Span,
+    work: impl Future<Output = Result<T>>,
+) -> Result<Response<T>, Status> {
     finish(work.instrument(span.clone()).await, &span)
 }
 
@@ -35,7 +44,9 @@ pub(super) async fn change<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<Response<T>, Status> {
     let task = tokio::spawn(work.instrument(span.clone()));
-    let result = task.await.unwrap_or_else(|error| Err(Error::node("serve the request", error)));
+    let result = task
+        .await
+        .unwrap_or_else(|error| Err(Error::node("serve the request", error)));
     finish(result, &span)
 }
 

@@ -25,10 +25,19 @@ pub(super) async fn create(
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
     let given = request.config.unwrap_or_default();
     let config = convert::container_config(&given)?;
-    tracing::info!(name = config.name, attempt = config.attempt, image = config.image.image, "create container");
-    let id = pods.create_container(&request.pod_sandbox_id, config, given.encode_to_vec()).await?;
+    tracing::info!(
+        name = config.name,
+        attempt = config.attempt,
+        image = config.image.image,
+        "create container"
+    );
+    let id = pods
+        .create_container(&request.pod_sandbox_id, config, given.encode_to_vec())
+        .await?;
     tracing::info!(container = %id, "container is created");
-    Ok(api::CreateContainerResponse { container_id: id.to_string() })
+    Ok(api::CreateContainerResponse {
+        container_id: id.to_string(),
+    })
 }
 
 pub(super) async fn start(
@@ -41,12 +50,21 @@ pub(super) async fn start(
     Ok(api::StartContainerResponse {})
 }
 
-pub(super) async fn stop(pods: &Arc<Pods>, request: api::StopContainerRequest) -> Result<api::StopContainerResponse> {
+pub(super) async fn stop(
+    pods: &Arc<Pods>,
+    request: api::StopContainerRequest,
+) -> Result<api::StopContainerResponse> {
     required("container_id", &request.container_id)?;
     let grace = Duration::from_secs(request.timeout.max(0).unsigned_abs());
-    let named = pods.find_container(&request.container_id).map(|(_, view)| view.stop_signal.clone());
-    let number = named.as_deref().and_then(signal::number).map_or(SIGTERM, i32::unsigned_abs);
-    pods.stop_container(&request.container_id, grace, StopSignal(number)).await?;
+    let named = pods
+        .find_container(&request.container_id)
+        .map(|(_, view)| view.stop_signal.clone());
+    let number = named
+        .as_deref()
+        .and_then(signal::number)
+        .map_or(SIGTERM, i32::unsigned_abs);
+    pods.stop_container(&request.container_id, grace, StopSignal(number))
+        .await?;
     Ok(api::StopContainerResponse {})
 }
 
@@ -66,7 +84,8 @@ pub(super) async fn update(
     required("container_id", &request.container_id)?;
     let resources = convert::resources("linux", &request.linux.unwrap_or_default())?;
     let (pod, container) = pods.container(&request.container_id)?;
-    pod.update_container(container.id.clone(), resources).await?;
+    pod.update_container(container.id.clone(), resources)
+        .await?;
     Ok(api::UpdateContainerResourcesResponse {})
 }
 
@@ -78,23 +97,33 @@ pub(super) async fn reopen_log(
     let (pod, container) = pods.container(&request.container_id)?;
     container.require_running("reopen its log")?;
     let shim = pod.shim("reopen a log")?;
-    shim.reopen_log(container.id.as_str()).await.map_err(|source| Error::Runtime {
-        action: "reopen the log",
-        id: container.id.to_string(),
-        source: Box::new(source),
-    })?;
+    shim.reopen_log(container.id.as_str())
+        .await
+        .map_err(|source| Error::Runtime {
+            action: "reopen the log",
+            id: container.id.to_string(),
+            source: Box::new(source),
+        })?;
     Ok(api::ReopenContainerLogResponse {})
 }
 
-pub(super) async fn exec_sync(pods: &Arc<Pods>, request: api::ExecSyncRequest) -> Result<api::ExecSyncResponse> {
+pub(super) async fn exec_sync(
+    pods: &Arc<Pods>,
+    request: api::ExecSyncRequest,
+) -> Result<api::ExecSyncResponse> {
     required("container_id", &request.container_id)?;
     let (pod, container) = pods.container(&request.container_id)?;
     container.require_running("run a command")?;
     // api.proto: 0 is no limit.
-    let timeout = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.unsigned_abs()));
+    let timeout =
+        (request.timeout > 0).then(|| Duration::from_secs(request.timeout.unsigned_abs()));
     let shim = pod.shim("run a command")?;
     let output = container::exec_sync(shim, &container, request.cmd, timeout).await?;
-    Ok(api::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
+    Ok(api::ExecSyncResponse {
+        stdout: output.stdout,
+        stderr: output.stderr,
+        exit_code: output.exit_code,
+    })
 }
 
 pub(super) async fn list(
@@ -109,7 +138,9 @@ pub(super) async fn list(
         }
         let matching = pod.containers.values().filter(|view| {
             id_matches(view.id.as_str(), &filter.id)
-                && filter.state.is_none_or(|wanted| wanted.state == state(view) as i32)
+                && filter
+                    .state
+                    .is_none_or(|wanted| wanted.state == state(view) as i32)
                 && labels_match(&view.config.labels, &filter.label_selector)
         });
         containers.extend(matching.map(|view| item(view)));
@@ -123,8 +154,15 @@ pub(super) async fn status(
 ) -> Result<api::ContainerStatusResponse> {
     required("container_id", &request.container_id)?;
     let (pod, view) = pods.container(&request.container_id)?;
-    let info = if request.verbose { verbose(&view, &pod.view().handler).await } else { HashMap::new() };
-    Ok(api::ContainerStatusResponse { status: Some(container_status(&view)), info })
+    let info = if request.verbose {
+        verbose(&view, &pod.view().handler).await
+    } else {
+        HashMap::new()
+    };
+    Ok(api::ContainerStatusResponse {
+        status: Some(container_status(&view)),
+        info,
+    })
 }
 
 fn state(view: &ContainerView) -> api::ContainerState {
@@ -136,7 +174,10 @@ fn state(view: &ContainerView) -> api::ContainerState {
 }
 
 fn metadata(config: &ContainerConfig) -> api::ContainerMetadata {
-    api::ContainerMetadata { name: config.name.clone(), attempt: config.attempt }
+    api::ContainerMetadata {
+        name: config.name.clone(),
+        attempt: config.attempt,
+    }
 }
 
 fn item(view: &ContainerView) -> api::Container {
@@ -164,10 +205,19 @@ fn image(view: &ContainerView) -> api::ImageSpec {
 }
 
 fn container_status(view: &ContainerView) -> api::ContainerStatus {
-    let never = Exited { started_at_ns: 0, finished_at_ns: 0, exit_code: 0, reason: String::new(), message: String::new() };
+    let never = Exited {
+        started_at_ns: 0,
+        finished_at_ns: 0,
+        exit_code: 0,
+        reason: String::new(),
+        message: String::new(),
+    };
     let exited = match &view.state {
         ContainerState::Created => never,
-        ContainerState::Running { started_at_ns, .. } => Exited { started_at_ns: *started_at_ns, ..never },
+        ContainerState::Running { started_at_ns, .. } => Exited {
+            started_at_ns: *started_at_ns,
+            ..never
+        },
         ContainerState::Exited(exited) => exited.clone(),
     };
     let (uid, gid, groups) = &view.user;
@@ -186,7 +236,11 @@ fn container_status(view: &ContainerView) -> api::ContainerStatus {
         labels: view.config.labels.clone().into_iter().collect(),
         annotations: view.config.annotations.clone().into_iter().collect(),
         mounts: convert::mounts_to_proto(&view.config.mounts),
-        log_path: view.log.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        log_path: view
+            .log
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned())
+            .unwrap_or_default(),
         resources: Some(api::ContainerResources {
             linux: Some(convert::resources_to_proto(&view.resources)),
             windows: None,
@@ -199,7 +253,9 @@ fn container_status(view: &ContainerView) -> api::ContainerStatus {
 
 /// What `crictl inspect` shows beside the status.
 async fn verbose(view: &ContainerView, handler: &str) -> HashMap<String, String> {
-    let spec = tokio::fs::read(view.bundle.join("config.json")).await.unwrap_or_default();
+    let spec = tokio::fs::read(view.bundle.join("config.json"))
+        .await
+        .unwrap_or_default();
     let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
     let info = serde_json::json!({
         "sandboxID": view.pod_id.to_string(),

@@ -8,8 +8,13 @@ pub(super) fn id_matches(id: &str, wanted: &str) -> bool {
 }
 
 /// Whether all labels asked for are there with these values.
-pub(super) fn labels_match(labels: &BTreeMap<String, String>, wanted: &HashMap<String, String>) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+pub(super) fn labels_match(
+    labels: &BTreeMap<String, String>,
+    wanted: &HashMap<String, String>,
+) -> bool {
+    wanted
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[cfg(test)]
@@ -19,7 +24,12 @@ mod tests {
     #[test]
     fn all_conditions_hold() {
         let labels = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".into(), "2".into())]);
-        let wanted = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let wanted = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect()
+        };
         assert!(labels_match(&labels, &wanted(&[])));
         assert!(labels_match(&labels, &wanted(&[("a", "1"), ("b", "2")])));
         assert!(!labels_match(&labels, &wanted(&[("a", "1"), ("b", "3")])));

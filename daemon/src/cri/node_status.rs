@@ -32,7 +32,9 @@ pub(super) async fn runtime_config(
         CgroupDriver::Systemd => api::CgroupDriver::Systemd,
     };
     Ok(api::RuntimeConfigResponse {
-        linux: Some(api::LinuxRuntimeConfiguration { cgroup_driver: driver.into() }),
+        linux: Some(api::LinuxRuntimeConfiguration {
+            cgroup_driver: driver.into(),
+        }),
     })
 }
 
@@ -40,20 +42,40 @@ pub(super) async fn update_config(
     _: &Arc<Pods>,
     request: api::UpdateRuntimeConfigRequest,
 ) -> Result<api::UpdateRuntimeConfigResponse> {
-    let network = request.runtime_config.and_then(|config| config.network_config).unwrap_or_default();
+    let network = request
+        .runtime_config
+        .and_then(|config| config.network_config)
+        .unwrap_or_default();
     // The CNI configuration hands out addresses; a template that takes this range comes with the dvipa plugin.
-    tracing::info!(pod_cidr = network.pod_cidr, "the kubelet names the pods' address range");
+    tracing::info!(
+        pod_cidr = network.pod_cidr,
+        "the kubelet names the pods' address range"
+    );
     Ok(api::UpdateRuntimeConfigResponse {})
 }
 
-pub(super) async fn status(pods: &Arc<Pods>, request: api::StatusRequest) -> Result<api::StatusResponse> {
+pub(super) async fn status(
+    pods: &Arc<Pods>,
+    request: api::StatusRequest,
+) -> Result<api::StatusResponse> {
     let node = pods.node();
     let runtime = condition("RuntimeReady", "RuntimeNotReady", runtime_problem(node));
-    let network = condition("NetworkReady", "NetworkPluginNotReady", node.network.problem().await);
-    let info = if request.verbose { verbose(pods) } else { HashMap::new() };
+    let network = condition(
+        "NetworkReady",
+        "NetworkPluginNotReady",
+        node.network.problem().await,
+    );
+    let info = if request.verbose {
+        verbose(pods)
+    } else {
+        HashMap::new()
+    };
     let handler = |name: &str| api::RuntimeHandler {
         name: name.to_owned(),
-        features: Some(api::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false }),
+        features: Some(api::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: false,
+            user_namespaces: false,
+        }),
     };
     let mut runtime_handlers: Vec<_> = node.handlers.iter().map(|h| handler(&h.name)).collect();
     if node.handlers.default_handler().is_some() {
@@ -61,7 +83,9 @@ pub(super) async fn status(pods: &Arc<Pods>, request: api::StatusRequest) -> Res
         runtime_handlers.insert(0, handler(""));
     }
     Ok(api::StatusResponse {
-        status: Some(api::RuntimeStatus { conditions: vec![runtime, network] }),
+        status: Some(api::RuntimeStatus {
+            conditions: vec![runtime, network],
+        }),
         info,
         runtime_handlers,
         features: Some(api::RuntimeFeatures {
@@ -76,7 +100,11 @@ fn condition(kind: &str, reason: &str, problem: Option<String>) -> api::RuntimeC
     api::RuntimeCondition {
         r#type: kind.into(),
         status: problem.is_none(),
-        reason: if problem.is_some() { reason.into() } else { String::new() },
+        reason: if problem.is_some() {
+            reason.into()
+        } else {
+            String::new()
+        },
         message: problem.unwrap_or_default(),
     }
 }
@@ -97,7 +125,11 @@ fn runtime_problem(node: &Node) -> Option<String> {
 fn program_problem(path: &Path) -> Option<String> {
     match rustix::fs::access(path, rustix::fs::Access::EXEC_OK) {
         Ok(()) => None,
-        Err(error) => Some(format!("{} cannot be run: {}", path.display(), Chain(&error))),
+        Err(error) => Some(format!(
+            "{} cannot be run: {}",
+            path.display(),
+            Chain(&error)
+        )),
     }
 }
 

@@ -12,16 +12,31 @@ use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
 use crate::pod::{PodState, PodView, Pods};
 
-pub(super) async fn run(pods: &Arc<Pods>, request: api::RunPodSandboxRequest) -> Result<api::RunPodSandboxResponse> {
+pub(super) async fn run(
+    pods: &Arc<Pods>,
+    request: api::RunPodSandboxRequest,
+) -> Result<api::RunPodSandboxResponse> {
     let given = request.config.unwrap_or_default();
     let config = convert::pod_config(&given)?;
-    tracing::info!(name = config.name, namespace = config.namespace, attempt = config.attempt, "run pod sandbox");
-    let id = pods.run(config, given.encode_to_vec(), request.runtime_handler).await?;
+    tracing::info!(
+        name = config.name,
+        namespace = config.namespace,
+        attempt = config.attempt,
+        "run pod sandbox"
+    );
+    let id = pods
+        .run(config, given.encode_to_vec(), request.runtime_handler)
+        .await?;
     tracing::info!(pod = %id, "pod sandbox is ready");
-    Ok(api::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+    Ok(api::RunPodSandboxResponse {
+        pod_sandbox_id: id.to_string(),
+    })
 }
 
-pub(super) async fn stop(pods: &Arc<Pods>, request: api::StopPodSandboxRequest) -> Result<api::StopPodSandboxResponse> {
+pub(super) async fn stop(
+    pods: &Arc<Pods>,
+    request: api::StopPodSandboxRequest,
+) -> Result<api::StopPodSandboxResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
     pods.stop(&request.pod_sandbox_id).await?;
     Ok(api::StopPodSandboxResponse {})
@@ -41,9 +56,15 @@ pub(super) async fn status(
     request: api::PodSandboxStatusRequest,
 ) -> Result<api::PodSandboxStatusResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
-    let pod = pods.find(&request.pod_sandbox_id).ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
+    let pod = pods
+        .find(&request.pod_sandbox_id)
+        .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     let view = pod.view();
-    let info = if request.verbose { verbose(&view) } else { HashMap::new() };
+    let info = if request.verbose {
+        verbose(&view)
+    } else {
+        HashMap::new()
+    };
     Ok(api::PodSandboxStatusResponse {
         status: Some(pod_status(&view)),
         info,
@@ -52,14 +73,19 @@ pub(super) async fn status(
     })
 }
 
-pub(super) async fn list(pods: &Arc<Pods>, request: api::ListPodSandboxRequest) -> Result<api::ListPodSandboxResponse> {
+pub(super) async fn list(
+    pods: &Arc<Pods>,
+    request: api::ListPodSandboxRequest,
+) -> Result<api::ListPodSandboxResponse> {
     let filter = request.filter.unwrap_or_default();
     let items = pods
         .views()
         .iter()
         .filter(|view| {
             id_matches(view.id.as_str(), &filter.id)
-                && filter.state.is_none_or(|wanted| wanted.state == state(view) as i32)
+                && filter
+                    .state
+                    .is_none_or(|wanted| wanted.state == state(view) as i32)
                 && labels_match(&view.config.labels, &filter.label_selector)
         })
         .map(|view| pod_item(view))
@@ -73,7 +99,11 @@ pub(super) async fn list(pods: &Arc<Pods>, request: api::ListPodSandboxRequest) 
 /// [`Error::Invalid`] with the field's name.
 pub(super) fn required(field: &'static str, value: &str) -> Result<()> {
     if value.is_empty() {
-        return Err(Error::Invalid { field, value: String::new(), reason: "must not be empty".into() });
+        return Err(Error::Invalid {
+            field,
+            value: String::new(),
+            reason: "must not be empty".into(),
+        });
     }
     Ok(())
 }
@@ -119,7 +149,9 @@ fn pod_status(view: &PodView) -> api::PodSandboxStatus {
             additional_ips: addresses.map(|ip| api::PodIp { ip }).collect(),
         }),
         linux: Some(api::LinuxPodSandboxStatus {
-            namespaces: Some(api::Namespace { options: Some(convert::namespaces_to_proto(&view.config.namespaces)) }),
+            namespaces: Some(api::Namespace {
+                options: Some(convert::namespaces_to_proto(&view.config.namespaces)),
+            }),
         }),
         labels: view.config.labels.clone().into_iter().collect(),
         annotations: view.config.annotations.clone().into_iter().collect(),

@@ -14,7 +14,9 @@ type Answer<T> = Result<Response<T>, Status>;
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn unimplemented<T>(rpc: &str, why: &str) -> Answer<T> {
-    Err(Status::unimplemented(format!("{rpc} is not implemented: {why}")))
+    Err(Status::unimplemented(format!(
+        "{rpc} is not implemented: {why}"
+    )))
 }
 
 /// Calls that change something: name, the ids for the span, and the function.
@@ -31,7 +33,10 @@ macro_rules! changing {
 macro_rules! looking {
     ($self:ident, $request:ident, $rpc:literal, $function:path) => {{
         let message = $request.into_inner();
-        look(span($rpc, "", ""), async { $function(&$self.pods, message).await }).await
+        look(span($rpc, "", ""), async {
+            $function(&$self.pods, message).await
+        })
+        .await
     }};
 }
 
@@ -55,7 +60,10 @@ impl RuntimeService for Services {
         looking!(self, request, "Version", node_status::version)
     }
 
-    async fn run_pod_sandbox(&self, request: Request<api::RunPodSandboxRequest>) -> Answer<api::RunPodSandboxResponse> {
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<api::RunPodSandboxRequest>,
+    ) -> Answer<api::RunPodSandboxResponse> {
         changing!(self, request, "RunPodSandbox", none, none, pods::run)
     }
 
@@ -107,7 +115,14 @@ impl RuntimeService for Services {
         fn pod(m: &api::CreateContainerRequest) -> &str {
             &m.pod_sandbox_id
         }
-        changing!(self, request, "CreateContainer", pod, none, containers::create)
+        changing!(
+            self,
+            request,
+            "CreateContainer",
+            pod,
+            none,
+            containers::create
+        )
     }
 
     async fn start_container(
@@ -117,14 +132,31 @@ impl RuntimeService for Services {
         fn container(m: &api::StartContainerRequest) -> &str {
             &m.container_id
         }
-        changing!(self, request, "StartContainer", none, container, containers::start)
+        changing!(
+            self,
+            request,
+            "StartContainer",
+            none,
+            container,
+            containers::start
+        )
     }
 
-    async fn stop_container(&self, request: Request<api::StopContainerRequest>) -> Answer<api::StopContainerResponse> {
+    async fn stop_container(
+        &self,
+        request: Request<api::StopContainerRequest>,
+    ) -> Answer<api::StopContainerResponse> {
         fn container(m: &api::StopContainerRequest) -> &str {
             &m.container_id
         }
-        changing!(self, request, "StopContainer", none, container, containers::stop)
+        changing!(
+            self,
+            request,
+            "StopContainer",
+            none,
+            container,
+            containers::stop
+        )
     }
 
     async fn remove_container(
@@ -134,7 +166,14 @@ impl RuntimeService for Services {
         fn container(m: &api::RemoveContainerRequest) -> &str {
             &m.container_id
         }
-        changing!(self, request, "RemoveContainer", none, container, containers::remove)
+        changing!(
+            self,
+            request,
+            "RemoveContainer",
+            none,
+            container,
+            containers::remove
+        )
     }
 
     async fn list_containers(
@@ -165,7 +204,14 @@ impl RuntimeService for Services {
         fn container(m: &api::UpdateContainerResourcesRequest) -> &str {
             &m.container_id
         }
-        changing!(self, request, "UpdateContainerResources", none, container, containers::update)
+        changing!(
+            self,
+            request,
+            "UpdateContainerResources",
+            none,
+            container,
+            containers::update
+        )
     }
 
     async fn reopen_container_log(
@@ -175,14 +221,31 @@ impl RuntimeService for Services {
         fn container(m: &api::ReopenContainerLogRequest) -> &str {
             &m.container_id
         }
-        changing!(self, request, "ReopenContainerLog", none, container, containers::reopen_log)
+        changing!(
+            self,
+            request,
+            "ReopenContainerLog",
+            none,
+            container,
+            containers::reopen_log
+        )
     }
 
-    async fn exec_sync(&self, request: Request<api::ExecSyncRequest>) -> Answer<api::ExecSyncResponse> {
+    async fn exec_sync(
+        &self,
+        request: Request<api::ExecSyncRequest>,
+    ) -> Answer<api::ExecSyncResponse> {
         fn container(m: &api::ExecSyncRequest) -> &str {
             &m.container_id
         }
-        changing!(self, request, "ExecSync", none, container, containers::exec_sync)
+        changing!(
+            self,
+            request,
+            "ExecSync",
+            none,
+            container,
+            containers::exec_sync
+        )
     }
 
     async fn exec(&self, _: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
@@ -193,7 +256,10 @@ impl RuntimeService for Services {
         unimplemented("Attach", STREAMING)
     }
 
-    async fn port_forward(&self, _: Request<api::PortForwardRequest>) -> Answer<api::PortForwardResponse> {
+    async fn port_forward(
+        &self,
+        _: Request<api::PortForwardRequest>,
+    ) -> Answer<api::PortForwardResponse> {
         unimplemented("PortForward", STREAMING)
     }
 
@@ -243,7 +309,12 @@ impl RuntimeService for Services {
         &self,
         request: Request<api::UpdateRuntimeConfigRequest>,
     ) -> Answer<api::UpdateRuntimeConfigResponse> {
-        looking!(self, request, "UpdateRuntimeConfig", node_status::update_config)
+        looking!(
+            self,
+            request,
+            "UpdateRuntimeConfig",
+            node_status::update_config
+        )
     }
 
     async fn status(&self, request: Request<api::StatusRequest>) -> Answer<api::StatusResponse> {
@@ -257,11 +328,17 @@ impl RuntimeService for Services {
         unimplemented("CheckpointContainer", LATER)
     }
 
-    async fn checkpoint_pod(&self, _: Request<api::CheckpointPodRequest>) -> Answer<api::CheckpointPodResponse> {
+    async fn checkpoint_pod(
+        &self,
+        _: Request<api::CheckpointPodRequest>,
+    ) -> Answer<api::CheckpointPodResponse> {
         unimplemented("CheckpointPod", LATER)
     }
 
-    async fn restore_pod(&self, _: Request<api::RestorePodRequest>) -> Answer<api::RestorePodResponse> {
+    async fn restore_pod(
+        &self,
+        _: Request<api::RestorePodRequest>,
+    ) -> Answer<api::RestorePodResponse> {
         unimplemented("RestorePod", LATER)
     }
 
@@ -293,7 +370,10 @@ impl RuntimeService for Services {
         unimplemented("StreamPodSandboxMetrics", LATER)
     }
 
-    async fn runtime_config(&self, request: Request<api::RuntimeConfigRequest>) -> Answer<api::RuntimeConfigResponse> {
+    async fn runtime_config(
+        &self,
+        request: Request<api::RuntimeConfigRequest>,
+    ) -> Answer<api::RuntimeConfigResponse> {
         looking!(self, request, "RuntimeConfig", node_status::runtime_config)
     }
 

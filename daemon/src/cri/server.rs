@@ -69,13 +69,20 @@ impl DirLock {
         let lock = dir.join("zcrid.lock");
         let fail = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| ServeError::Path { action, path, source }
+            move |source| ServeError::Path {
+                action,
+                path,
+                source,
+            }
         };
         std::fs::create_dir_all(dir).map_err(fail("make", dir))?;
         let file = File::create(&lock).map_err(fail("open", &lock))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::Running { dir: dir.into(), lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::Running {
+                dir: dir.into(),
+                lock,
+            }),
             Err(e) => Err(fail("lock", &lock)(e.into())),
         }
     }
@@ -101,23 +108,32 @@ pub struct SocketOptions {
 pub fn bind(options: &SocketOptions) -> Result<UnixListener, ServeError> {
     let path = &options.path;
     let fail = |action: &'static str| {
-        move |source: io::Error| ServeError::Path { action, path: path.clone(), source }
+        move |source: io::Error| ServeError::Path {
+            action,
+            path: path.clone(),
+            source,
+        }
     };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(fail("make the directory of"))?;
     }
     if UnixStream::connect(path).is_ok() {
-        return Err(ServeError::Taken { socket: path.clone() });
+        return Err(ServeError::Taken {
+            socket: path.clone(),
+        });
     }
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail("remove the stale")(e)),
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(fail("bind"))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(options.mode)).map_err(fail("set the mode of"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(options.mode))
+        .map_err(fail("set the mode of"))?;
     if !options.group.is_empty() {
         let gid = group_id(&options.group).map_err(fail("look up the group of"))?;
-        let gid = gid.ok_or_else(|| ServeError::NoGroup { name: options.group.clone() })?;
+        let gid = gid.ok_or_else(|| ServeError::NoGroup {
+            name: options.group.clone(),
+        })?;
         chown(path, None, Some(gid)).map_err(fail("set the group of"))?;
     }
     Ok(listener)
@@ -148,8 +164,9 @@ pub async fn serve(
     let runtime = RuntimeServiceServer::new(services.clone())
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let image =
-        ImageServiceServer::new(services).max_decoding_message_size(limit).max_encoding_message_size(limit);
+    let image = ImageServiceServer::new(services)
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(limit);
     let served = Server::builder()
         .add_service(runtime)
         .add_service(image)
@@ -189,7 +206,10 @@ mod tests {
         assert!(matches!(bind(&options), Err(ServeError::Taken { .. })));
         drop(first);
         let _second = bind(&options).unwrap();
-        let mode = std::fs::metadata(&options.path).unwrap().permissions().mode();
+        let mode = std::fs::metadata(&options.path)
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(group_id("root").unwrap(), Some(0));
         assert_eq!(group_id("no-such-group-here").unwrap(), None);

@@ -18,7 +18,9 @@ pub(super) async fn container(
     required("container_id", &request.container_id)?;
     let (_, view) = pods.container(&request.container_id)?;
     let usage = stats::read(pods.node(), vec![view.clone()]).await?;
-    Ok(api::ContainerStatsResponse { stats: usage.first().map(|usage| message(pods, &view, usage)) })
+    Ok(api::ContainerStatsResponse {
+        stats: usage.first().map(|usage| message(pods, &view, usage)),
+    })
 }
 
 pub(super) async fn containers(
@@ -39,7 +41,11 @@ pub(super) async fn containers(
         views.extend(matching.cloned());
     }
     let usage = stats::read(pods.node(), views.clone()).await?;
-    let stats = views.iter().zip(&usage).map(|(view, usage)| message(pods, view, usage)).collect();
+    let stats = views
+        .iter()
+        .zip(&usage)
+        .map(|(view, usage)| message(pods, view, usage))
+        .collect();
     Ok(api::ListContainerStatsResponse { stats })
 }
 
@@ -47,7 +53,10 @@ fn message(pods: &Pods, view: &ContainerView, usage: &ContainerUsage) -> api::Co
     let value = |number: Option<u64>| number.map(|value| api::UInt64Value { value });
     let at = usage.at_ns;
     let group = usage.group;
-    let limit_left = group.memory_limit.zip(group.working_set).map(|(limit, used)| limit.saturating_sub(used));
+    let limit_left = group
+        .memory_limit
+        .zip(group.working_set)
+        .map(|(limit, used)| limit.saturating_sub(used));
     api::ContainerStats {
         attributes: Some(api::ContainerAttributes {
             id: view.id.to_string(),
@@ -77,7 +86,12 @@ fn message(pods: &Pods, view: &ContainerView, usage: &ContainerUsage) -> api::Co
         writable_layer: Some(api::FilesystemUsage {
             timestamp: at,
             fs_id: Some(api::FilesystemIdentifier {
-                mountpoint: pods.node().root.join("overlay").to_string_lossy().into_owned(),
+                mountpoint: pods
+                    .node()
+                    .root
+                    .join("overlay")
+                    .to_string_lossy()
+                    .into_owned(),
             }),
             used_bytes: value(Some(usage.layer.bytes)),
             inodes_used: value(Some(usage.layer.inodes)),

@@ -14,14 +14,22 @@ fn code(error: &Error) -> Code {
     match error {
         Error::NotFound { .. } => Code::NotFound,
         // Not UNIMPLEMENTED: clients take that for the whole RPC.
-        Error::Invalid { .. } | Error::Unsupported { .. } => Code::InvalidArgument,
+        Error::Invalid { .. } | Error::Request(_) | Error::Unsupported { .. } => {
+            Code::InvalidArgument
+        }
         Error::State { .. } => Code::FailedPrecondition,
         Error::ExecTimeout { .. } => Code::DeadlineExceeded,
         Error::Gone { .. } => Code::Aborted,
         Error::Image { source, .. } => image_code(source),
         Error::Shared(error) => code(error),
-        Error::Network { source, .. } | Error::Runtime { source, .. } | Error::Node { source, .. } => {
-            if out_of_space(source.as_ref()) { Code::ResourceExhausted } else { Code::Internal }
+        Error::Network { source, .. }
+        | Error::Runtime { source, .. }
+        | Error::Node { source, .. } => {
+            if out_of_space(source.as_ref()) {
+                Code::ResourceExhausted
+            } else {
+                Code::Internal
+            }
         }
     }
 }
@@ -34,14 +42,14 @@ fn image_code(error: &ImageError) -> Code {
         | ImageError::InvalidManifest { .. }
         | ImageError::UnsupportedMediaType { .. }
         | ImageError::WrongPlatform { .. } => Code::InvalidArgument,
-        ImageError::NotFound { .. } | ImageError::UnknownImage { .. } | ImageError::UnknownLayer { .. } => {
-            Code::NotFound
-        }
+        ImageError::NotFound { .. }
+        | ImageError::UnknownImage { .. }
+        | ImageError::UnknownLayer { .. } => Code::NotFound,
         ImageError::Unauthorized { status: 401, .. } => Code::Unauthenticated,
         ImageError::Unauthorized { .. } | ImageError::Blocked { .. } => Code::PermissionDenied,
-        ImageError::RateLimited { .. } | ImageError::LimitExceeded { .. } | ImageError::DiskFull { .. } => {
-            Code::ResourceExhausted
-        }
+        ImageError::RateLimited { .. }
+        | ImageError::LimitExceeded { .. }
+        | ImageError::DiskFull { .. } => Code::ResourceExhausted,
         ImageError::Unreachable { .. } | ImageError::RegistryFailed { .. } => Code::Unavailable,
         ImageError::DigestMismatch { .. }
         | ImageError::WrongSize { .. }
@@ -49,7 +57,9 @@ fn image_code(error: &ImageError) -> Code {
         | ImageError::InvalidLayer { .. }
         | ImageError::BrokenRecord { .. } => Code::DataLoss,
         ImageError::Interrupted { .. } => Code::Aborted,
-        ImageError::BadEndpoint { .. } | ImageError::Attribute { .. } | ImageError::Io { .. } => Code::Internal,
+        ImageError::BadEndpoint { .. } | ImageError::Attribute { .. } | ImageError::Io { .. } => {
+            Code::Internal
+        }
     }
 }
 
@@ -57,7 +67,10 @@ fn image_code(error: &ImageError) -> Code {
 fn out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull) {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+        {
             return true;
         }
         next = error.source();

@@ -33,11 +33,28 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 enum Request {
     Stop(Reply<()>),
     Remove(Reply<()>),
-    CreateContainer { config: Box<ContainerConfig>, wire: Vec<u8>, reply: Reply<ContainerId> },
-    StartContainer { id: ContainerId, reply: Reply<()> },
-    RemoveContainer { id: ContainerId, reply: Reply<()> },
-    UpdateContainer { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
-    Ended { id: ContainerId, exit: Result<Exit, ShimError> },
+    CreateContainer {
+        config: Box<ContainerConfig>,
+        wire: Vec<u8>,
+        reply: Reply<ContainerId>,
+    },
+    StartContainer {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    RemoveContainer {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    UpdateContainer {
+        id: ContainerId,
+        resources: Box<Resources>,
+        reply: Reply<()>,
+    },
+    Ended {
+        id: ContainerId,
+        exit: Result<Exit, ShimError>,
+    },
 }
 
 /// The way to a pod's task. Clones lead to the same.
@@ -61,7 +78,12 @@ impl PodHandle {
     /// [`Error::State`] for a pod whose shim is gone.
     pub fn shim(&self, action: &'static str) -> Result<&Shim> {
         let state = "without a shim";
-        self.shim.as_ref().ok_or_else(|| Error::State { what: "pod sandbox", id: self.id.to_string(), state, action })
+        self.shim.as_ref().ok_or_else(|| Error::State {
+            what: "pod sandbox",
+            id: self.id.to_string(),
+            state,
+            action,
+        })
     }
 
     /// Waits until a container does not run any more (or is gone).
@@ -70,7 +92,10 @@ impl PodHandle {
     /// Safe: it only looks.
     pub async fn ended(&self, id: &ContainerId) {
         let ended = |view: &Arc<PodView>| {
-            !matches!(view.containers.get(id).map(|c| &c.state), Some(ContainerState::Running { .. }))
+            !matches!(
+                view.containers.get(id).map(|c| &c.state),
+                Some(ContainerState::Running { .. })
+            )
         };
         // An error means that the pod is gone, and the container with it.
         drop(self.view.clone().wait_for(ended).await.map(|_| ()));
@@ -96,9 +121,18 @@ impl PodHandle {
     ///
     /// # Errors
     /// The image is missing, the request asks for what cannot be, or the node refused; nothing is left then.
-    pub async fn create_container(&self, config: ContainerConfig, wire: Vec<u8>) -> Result<ContainerId> {
+    pub async fn create_container(
+        &self,
+        config: ContainerConfig,
+        wire: Vec<u8>,
+    ) -> Result<ContainerId> {
         let config = Box::new(config);
-        self.ask(|reply| Request::CreateContainer { config, wire, reply }).await
+        self.ask(|reply| Request::CreateContainer {
+            config,
+            wire,
+            reply,
+        })
+        .await
     }
 
     /// Starts a container.
@@ -106,7 +140,8 @@ impl PodHandle {
     /// # Errors
     /// The OCI runtime's words; the container is then exited with code 128.
     pub async fn start_container(&self, id: ContainerId) -> Result<()> {
-        self.ask(|reply| Request::StartContainer { id, reply }).await
+        self.ask(|reply| Request::StartContainer { id, reply })
+            .await
     }
 
     /// Removes a container, ending it first if it runs.
@@ -114,7 +149,8 @@ impl PodHandle {
     /// # Errors
     /// Something is left; asking again goes on.
     pub async fn remove_container(&self, id: ContainerId) -> Result<()> {
-        self.ask(|reply| Request::RemoveContainer { id, reply }).await
+        self.ask(|reply| Request::RemoveContainer { id, reply })
+            .await
     }
 
     /// Changes the limits of a container.
@@ -123,12 +159,19 @@ impl PodHandle {
     /// The OCI runtime's words; the limits are then as before.
     pub async fn update_container(&self, id: ContainerId, resources: Resources) -> Result<()> {
         let resources = Box::new(resources);
-        self.ask(|reply| Request::UpdateContainer { id, resources, reply }).await
+        self.ask(|reply| Request::UpdateContainer {
+            id,
+            resources,
+            reply,
+        })
+        .await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        let gone = || Error::Gone { id: self.id.to_string() };
+        let gone = || Error::Gone {
+            id: self.id.to_string(),
+        };
         self.inbox.send(request(reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -155,14 +198,24 @@ pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
     let actor_shim = parts.shim.clone();
     let (publish, view) = watch::channel(Arc::new(picture(&node, &parts)));
     let id = parts.id.clone();
-    let actor = Actor { node, parts, inbox: inbox.downgrade(), publish };
+    let actor = Actor {
+        node,
+        parts,
+        inbox: inbox.downgrade(),
+        publish,
+    };
     for owned in actor.parts.containers.values() {
         if let ContainerState::Running { .. } = owned.view.state {
             actor.watch_container(&owned.view.id);
         }
     }
     tokio::spawn(actor.run(requests));
-    PodHandle { id, inbox, view, shim: actor_shim }
+    PodHandle {
+        id,
+        inbox,
+        view,
+        shim: actor_shim,
+    }
 }
 
 fn picture(node: &Node, parts: &PodParts) -> PodView {
@@ -172,11 +225,19 @@ fn picture(node: &Node, parts: &PodParts) -> PodView {
         config: parts.config.clone(),
         handler: parts.record.handler.clone(),
         created_at_ns: parts.record.created_at_ns,
-        state: if ready { PodState::Ready } else { PodState::NotReady },
+        state: if ready {
+            PodState::Ready
+        } else {
+            PodState::NotReady
+        },
         addresses: parts.record.addresses.clone(),
         init_pid: parts.record.init_pid,
         bundle: node.pod_bundle(parts.id.as_str()),
-        containers: parts.containers.iter().map(|(id, owned)| (id.clone(), owned.view.clone())).collect(),
+        containers: parts
+            .containers
+            .iter()
+            .map(|(id, owned)| (id.clone(), owned.view.clone()))
+            .collect(),
     }
 }
 
@@ -204,7 +265,11 @@ impl Actor {
                         return;
                     }
                 }
-                Request::CreateContainer { config, wire, reply } => {
+                Request::CreateContainer {
+                    config,
+                    wire,
+                    reply,
+                } => {
                     let result = self.create_container(*config, wire).await;
                     self.settle(reply, result);
                 }
@@ -216,7 +281,11 @@ impl Actor {
                     let result = self.remove_container(&id).await;
                     self.settle(reply, result);
                 }
-                Request::UpdateContainer { id, resources, reply } => {
+                Request::UpdateContainer {
+                    id,
+                    resources,
+                    reply,
+                } => {
                     let result = self.update_container(&id, &resources).await;
                     self.settle(reply, result);
                 }
@@ -229,7 +298,8 @@ impl Actor {
     }
 
     fn publish(&self) {
-        self.publish.send_replace(Arc::new(picture(&self.node, &self.parts)));
+        self.publish
+            .send_replace(Arc::new(picture(&self.node, &self.parts)));
     }
 
     /// Answers a request, after everybody can see its effect.
@@ -245,7 +315,10 @@ impl Actor {
 
     fn put_pod(&mut self, phase: PodPhase) -> Result<()> {
         self.parts.record.phase = phase;
-        self.node.records.put_pod(&self.parts.record).map_err(|e| Error::node("record a pod", e))
+        self.node
+            .records
+            .put_pod(&self.parts.record)
+            .map_err(|e| Error::node("record a pod", e))
     }
 
     async fn stop(&mut self) -> Result<()> {
@@ -289,7 +362,11 @@ impl Actor {
         teardown::remove_pod(&self.node, &self.parts.id, &self.parts.record).await
     }
 
-    async fn create_container(&mut self, config: ContainerConfig, wire: Vec<u8>) -> Result<ContainerId> {
+    async fn create_container(
+        &mut self,
+        config: ContainerConfig,
+        wire: Vec<u8>,
+    ) -> Result<ContainerId> {
         let same = |owned: &&Owned| {
             owned.view.config.name == config.name && owned.view.config.attempt == config.attempt
         };
@@ -299,7 +376,12 @@ impl Actor {
         let view = self.publish.borrow().clone();
         if view.state != PodState::Ready {
             let id = self.parts.id.to_string();
-            return Err(Error::State { what: "pod sandbox", id, state: "not ready", action: "create a container" });
+            return Err(Error::State {
+                what: "pod sandbox",
+                id,
+                state: "not ready",
+                action: "create a container",
+            });
         }
         let owned = container::prepare(&self.node, &view, config, wire).await?;
         let id = owned.view.id.clone();
@@ -308,7 +390,11 @@ impl Actor {
     }
 
     async fn start_container(&mut self, id: &ContainerId) -> Result<()> {
-        let owned = self.parts.containers.get_mut(id).ok_or_else(|| Error::no_container(id))?;
+        let owned = self
+            .parts
+            .containers
+            .get_mut(id)
+            .ok_or_else(|| Error::no_container(id))?;
         match owned.view.state {
             ContainerState::Created => {}
             // A retry of a start whose answer was lost.
@@ -316,10 +402,18 @@ impl Actor {
             ContainerState::Exited(_) => return Err(owned.view.refuse("start")),
         }
         let id_text = id.to_string();
-        let shim = self.parts.shim.clone().ok_or_else(|| owned.view.refuse("start"))?;
+        let shim = self
+            .parts
+            .shim
+            .clone()
+            .ok_or_else(|| owned.view.refuse("start"))?;
         let handler = self.node.handlers.get(&self.parts.record.handler)?;
         set_phase(&self.node, owned, ContainerPhase::Starting)?;
-        let stdin = owned.view.config.stdin.then(|| owned.view.bundle.join("stdin"));
+        let stdin = owned
+            .view
+            .config
+            .stdin
+            .then(|| owned.view.bundle.join("stdin"));
         let request = CreateRequest {
             id: id.as_str(),
             bundle: &owned.view.bundle,
@@ -336,7 +430,11 @@ impl Actor {
             Ok(pid) => {
                 let started_at_ns = crate::time::now_ns();
                 set_state(owned, ContainerState::Running { started_at_ns, pid });
-                set_phase(&self.node, owned, ContainerPhase::Running { started_at_ns, pid })?;
+                set_phase(
+                    &self.node,
+                    owned,
+                    ContainerPhase::Running { started_at_ns, pid },
+                )?;
                 self.watch_container(id);
                 Ok(())
             }
@@ -346,19 +444,29 @@ impl Actor {
                 }
                 let exited = Exited::start_failed(Chain(&error).to_string());
                 set_exited(&self.node, owned, exited);
-                Err(Error::Runtime { action: "start", id: id_text, source: Box::new(error) })
+                Err(Error::Runtime {
+                    action: "start",
+                    id: id_text,
+                    source: Box::new(error),
+                })
             }
         }
     }
 
     /// Waits for the container's end in a task of its own, which then tells this one.
     fn watch_container(&self, id: &ContainerId) {
-        let (Some(shim), Some(inbox)) = (self.parts.shim.clone(), self.inbox.upgrade()) else { return };
+        let (Some(shim), Some(inbox)) = (self.parts.shim.clone(), self.inbox.upgrade()) else {
+            return;
+        };
         let inbox = inbox.downgrade();
         let (id, bundle) = (id.clone(), self.node.container_bundle(id.as_str()));
         tokio::spawn(async move {
             let exit = shim.wait(id.as_str(), "").await.map(|(code, at_ns)| {
-                exit_file(&bundle).unwrap_or(Exit { code, at_ns, oom_killed: false })
+                exit_file(&bundle).unwrap_or(Exit {
+                    code,
+                    at_ns,
+                    oom_killed: false,
+                })
             });
             if let Some(inbox) = inbox.upgrade() {
                 // A closed inbox is a pod that was removed meanwhile.
@@ -369,14 +477,24 @@ impl Actor {
 
     /// Ends a container at once and records how.
     async fn end_container(&mut self, id: &ContainerId) -> Result<()> {
-        let Some(shim) = self.parts.shim.clone() else { return Ok(()) };
-        let failed = |source: ShimError| Error::Runtime { action: "kill", id: id.to_string(), source: Box::new(source) };
+        let Some(shim) = self.parts.shim.clone() else {
+            return Ok(());
+        };
+        let failed = |source: ShimError| Error::Runtime {
+            action: "kill",
+            id: id.to_string(),
+            source: Box::new(source),
+        };
         match shim.kill(id.as_str(), "", KILL, true).await {
             Err(error) if !error.is_not_found() => return Err(failed(error)),
             _ => {}
         }
         let exit = shim.wait(id.as_str(), "").await.map(|(code, at_ns)| {
-            exit_file(&self.node.container_bundle(id.as_str())).unwrap_or(Exit { code, at_ns, oom_killed: false })
+            exit_file(&self.node.container_bundle(id.as_str())).unwrap_or(Exit {
+                code,
+                at_ns,
+                oom_killed: false,
+            })
         });
         self.ended(id, exit).await;
         Ok(())
@@ -384,15 +502,24 @@ impl Actor {
 
     /// Takes note of a container's end, once.
     async fn ended(&mut self, id: &ContainerId, exit: Result<Exit, ShimError>) {
-        let Some(owned) = self.parts.containers.get_mut(id) else { return };
-        let ContainerState::Running { started_at_ns, .. } = owned.view.state else { return };
+        let Some(owned) = self.parts.containers.get_mut(id) else {
+            return;
+        };
+        let ContainerState::Running { started_at_ns, .. } = owned.view.state else {
+            return;
+        };
         let exited = match exit {
             Ok(exit) => Exited::seen(started_at_ns, exit),
             Err(error) => match exit_file(&owned.view.bundle) {
                 Some(exit) => Exited::seen(started_at_ns, exit),
                 None => {
                     tracing::error!(pod = %self.parts.id, container = %id, error = %Chain(&error), "the shim is lost");
-                    let handler = self.node.handlers.get(&self.parts.record.handler).ok().cloned();
+                    let handler = self
+                        .node
+                        .handlers
+                        .get(&self.parts.record.handler)
+                        .ok()
+                        .cloned();
                     teardown::kill_orphan(&self.node, handler.as_ref(), &owned.view).await;
                     Exited::unseen(started_at_ns, "the pod's shim ended before the container")
                 }
@@ -404,15 +531,23 @@ impl Actor {
     }
 
     async fn remove_container(&mut self, id: &ContainerId) -> Result<()> {
-        let Some(owned) = self.parts.containers.get(id) else { return Ok(()) };
+        let Some(owned) = self.parts.containers.get(id) else {
+            return Ok(());
+        };
         if let ContainerState::Running { .. } = owned.view.state {
             self.end_container(id).await?;
         }
         if let Some(shim) = &self.parts.shim {
-            let failed = |source| Error::Runtime { action: "delete", id: id.to_string(), source: Box::new(source) };
+            let failed = |source| Error::Runtime {
+                action: "delete",
+                id: id.to_string(),
+                source: Box::new(source),
+            };
             shim.delete(id.as_str(), "").await.map_err(failed)?;
         }
-        let Some(owned) = self.parts.containers.get_mut(id) else { return Ok(()) };
+        let Some(owned) = self.parts.containers.get_mut(id) else {
+            return Ok(());
+        };
         set_phase(&self.node, owned, ContainerPhase::Removing)?;
         container::unmake(&self.node, id).await?;
         self.parts.containers.remove(id);
@@ -420,21 +555,39 @@ impl Actor {
     }
 
     async fn update_container(&mut self, id: &ContainerId, resources: &Resources) -> Result<()> {
-        let owned = self.parts.containers.get_mut(id).ok_or_else(|| Error::no_container(id))?;
+        let owned = self
+            .parts
+            .containers
+            .get_mut(id)
+            .ok_or_else(|| Error::no_container(id))?;
         let merged = container::spec::merge_resources(&owned.view.resources, resources);
         match owned.view.state {
             ContainerState::Running { .. } => {
-                let shim = self.parts.shim.clone().ok_or_else(|| owned.view.refuse("update"))?;
+                let shim = self
+                    .parts
+                    .shim
+                    .clone()
+                    .ok_or_else(|| owned.view.refuse("update"))?;
                 let limits = container::spec::linux_resources(resources, &self.node.facts);
-                let json = serde_json::to_vec(&limits).map_err(|e| Error::node("encode resources", e))?;
-                let failed = |source| Error::Runtime { action: "update", id: id.to_string(), source: Box::new(source) };
+                let json =
+                    serde_json::to_vec(&limits).map_err(|e| Error::node("encode resources", e))?;
+                let failed = |source| Error::Runtime {
+                    action: "update",
+                    id: id.to_string(),
+                    source: Box::new(source),
+                };
                 shim.update(id.as_str(), json).await.map_err(failed)?;
             }
-            ContainerState::Created => container::rewrite_resources(&self.node, &owned.view, &merged)?,
+            ContainerState::Created => {
+                container::rewrite_resources(&self.node, &owned.view, &merged)?
+            }
             ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
         }
         owned.record.resources = (self.node.wire.encode_resources)(&merged);
-        self.node.records.put_container(&owned.record).map_err(|e| Error::node("record a container", e))?;
+        self.node
+            .records
+            .put_container(&owned.record)
+            .map_err(|e| Error::node("record a container", e))?;
         let mut view = ContainerView::clone(&owned.view);
         view.resources = merged;
         owned.view = Arc::new(view);
@@ -450,7 +603,9 @@ fn set_state(owned: &mut Owned, state: ContainerState) {
 
 fn set_phase(node: &Node, owned: &mut Owned, phase: ContainerPhase) -> Result<()> {
     owned.record.phase = phase;
-    node.records.put_container(&owned.record).map_err(|e| Error::node("record a container", e))
+    node.records
+        .put_container(&owned.record)
+        .map_err(|e| Error::node("record a container", e))
 }
 
 fn set_exited(node: &Node, owned: &mut Owned, exited: Exited) {

@@ -26,7 +26,10 @@ pub(crate) async fn create(
     let handler = node.handlers.get(&handler)?.name.clone();
     if config.namespaces.user.is_some() {
         let reason = "user namespaces come with a later version".into();
-        return Err(Error::Unsupported { what: "linux.security_context.namespace_options.userns_options", reason });
+        return Err(Error::Unsupported {
+            what: "linux.security_context.namespace_options.userns_options",
+            reason,
+        });
     }
     let own_network = config.namespaces.network == PodScope::Pod;
     let mut record = PodRecord {
@@ -40,11 +43,19 @@ pub(crate) async fn create(
         network_attached: own_network,
         init_pid: None,
     };
-    node.records.put_pod(&record).map_err(|e| Error::node("record a pod", e))?;
+    node.records
+        .put_pod(&record)
+        .map_err(|e| Error::node("record a pod", e))?;
     let config = Arc::new(config);
     match build(&node, &id, &config, &mut record).await {
         Ok(shim) => {
-            let parts = PodParts { id, config, record, shim: Some(shim), containers: Default::default() };
+            let parts = PodParts {
+                id,
+                config,
+                record,
+                shim: Some(shim),
+                containers: Default::default(),
+            };
             Ok(actor::spawn(node, parts))
         }
         Err(error) => {
@@ -56,7 +67,12 @@ pub(crate) async fn create(
     }
 }
 
-async fn build(node: &Node, id: &PodId, config: &Arc<PodConfig>, record: &mut PodRecord) -> Result<Shim> {
+async fn build(
+    node: &Node,
+    id: &PodId,
+    config: &Arc<PodConfig>,
+    record: &mut PodRecord,
+) -> Result<Shim> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
     make_bundle(&files, config).await?;
     // The shim needs nothing of the network and the network nothing of the shim.
@@ -67,7 +83,11 @@ async fn build(node: &Node, id: &PodId, config: &Arc<PodConfig>, record: &mut Po
     let network = async {
         match config.namespaces.network {
             PodScope::Node => Ok(Vec::new()),
-            PodScope::Pod => node.network.attach(id, config, &files.namespace("net")).await,
+            PodScope::Pod => {
+                node.network
+                    .attach(id, config, &files.namespace("net"))
+                    .await
+            }
         }
     };
     // Both to their end, so that a failure of one leaves nothing half made of the other.
@@ -78,7 +98,9 @@ async fn build(node: &Node, id: &PodId, config: &Arc<PodConfig>, record: &mut Po
         record.init_pid = Some(start_init(&shim, id, &files, config).await?);
     }
     record.phase = PodPhase::Ready;
-    node.records.put_pod(record).map_err(|e| Error::node("record a pod", e))?;
+    node.records
+        .put_pod(record)
+        .map_err(|e| Error::node("record a pod", e))?;
     Ok(shim)
 }
 
@@ -86,7 +108,9 @@ async fn build(node: &Node, id: &PodId, config: &Arc<PodConfig>, record: &mut Po
 async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
     let (files, config) = (files.clone(), config.clone());
     blocking(move || {
-        files.write(&config).map_err(|e| Error::node("write the files of a pod", e))?;
+        files
+            .write(&config)
+            .map_err(|e| Error::node("write the files of a pod", e))?;
         let scoped = |scope, kind| (scope == PodScope::Pod).then(|| files.namespace(kind));
         // A pod on the host's network has the host's name too, as everywhere in the field.
         let wanted = zcri_sys::namespace::PodNamespaces {
@@ -94,12 +118,19 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
             ipc: scoped(config.namespaces.ipc, "ipc"),
             uts: scoped(config.namespaces.network, "uts"),
             hostname: Some(host_name(&config).map_err(|e| Error::node("read the host's name", e))?),
-            sysctls: config.sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            sysctls: config
+                .sysctls
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
         };
         if wanted.net.is_some() || wanted.ipc.is_some() {
-            zcri_sys::namespace::create(&wanted).map_err(|e| Error::node("make the namespaces of a pod", e))?;
+            zcri_sys::namespace::create(&wanted)
+                .map_err(|e| Error::node("make the namespaces of a pod", e))?;
         }
-        files.mount_shm(&config).map_err(|e| Error::node("mount /dev/shm of a pod", e))
+        files
+            .mount_shm(&config)
+            .map_err(|e| Error::node("mount /dev/shm of a pod", e))
     })
     .await
 }
@@ -107,7 +138,8 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
 /// Starts the init of the pod's shared PID namespace and pins that namespace.
 async fn start_init(shim: &Shim, id: &PodId, files: &PodFiles, config: &PodConfig) -> Result<u32> {
     let namespace = |kind: &str, scope| {
-        (scope == PodScope::Pod).then(|| serde_json::json!({ "type": oci_name(kind), "path": files.namespace(kind) }))
+        (scope == PodScope::Pod)
+            .then(|| serde_json::json!({ "type": oci_name(kind), "path": files.namespace(kind) }))
     };
     let joined: Vec<_> = [
         namespace("net", config.namespaces.network),
@@ -146,5 +178,9 @@ fn oci_name(kind: &str) -> &str {
 }
 
 fn runtime_error(action: &'static str, id: &PodId, source: crate::runtime::ShimError) -> Error {
-    Error::Runtime { action, id: id.to_string(), source: Box::new(source) }
+    Error::Runtime {
+        action,
+        id: id.to_string(),
+        source: Box::new(source),
+    }
 }

@@ -68,12 +68,16 @@ pub(crate) fn host_name(config: &PodConfig) -> io::Result<String> {
     if !config.hostname.is_empty() {
         return Ok(config.hostname.clone());
     }
-    Ok(std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/hostname")?
+        .trim()
+        .to_owned())
 }
 
 /// resolv.conf(5) from the pod's DNS configuration, or the host's when it has none.
 fn resolv_conf(dns: Option<&Dns>) -> io::Result<String> {
-    let given = dns.filter(|dns| !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()));
+    let given = dns.filter(|dns| {
+        !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty())
+    });
     let Some(dns) = given else {
         return match std::fs::read_to_string(Path::new(HOST_RESOLV_CONF)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -109,7 +113,10 @@ mod tests {
             resolv_conf(Some(&dns)).unwrap(),
             "search a.svc.cluster.local cluster.local\nnameserver 10.0.0.10\nnameserver fd00::a\noptions ndots:5\n"
         );
-        let only_options = Dns { options: vec!["edns0".into()], ..Dns::default() };
+        let only_options = Dns {
+            options: vec!["edns0".into()],
+            ..Dns::default()
+        };
         assert_eq!(resolv_conf(Some(&only_options)).unwrap(), "options edns0\n");
     }
 }

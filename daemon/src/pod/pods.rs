@@ -50,14 +50,22 @@ type Outcome = Result<PodId, Arc<Error>>;
 
 impl Pods {
     /// With the pods that recovery found.
-    pub(crate) fn new(node: Arc<Node>, recovered: impl IntoIterator<Item = PodHandle>) -> Arc<Self> {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        recovered: impl IntoIterator<Item = PodHandle>,
+    ) -> Arc<Self> {
         let mut index = Index::default();
         for handle in recovered {
             let view = handle.view();
-            index.keys.insert(PodKey::of(&view.config), Slot::Made(view.id.clone()));
+            index
+                .keys
+                .insert(PodKey::of(&view.config), Slot::Made(view.id.clone()));
             index.pods.insert(view.id.clone(), handle);
         }
-        Arc::new(Self { node, index: Mutex::new(index) })
+        Arc::new(Self {
+            node,
+            index: Mutex::new(index),
+        })
     }
 
     /// What all pods share.
@@ -74,7 +82,15 @@ impl Pods {
     pub fn find(&self, id: &str) -> Option<PodHandle> {
         let index = self.index();
         let exact = index.pods.get(id).cloned();
-        exact.or_else(|| only(index.pods.iter().filter(|(whole, _)| starts(whole.as_str(), id)).map(|(_, pod)| pod)))
+        exact.or_else(|| {
+            only(
+                index
+                    .pods
+                    .iter()
+                    .filter(|(whole, _)| starts(whole.as_str(), id))
+                    .map(|(_, pod)| pod),
+            )
+        })
     }
 
     /// The pod and the container with that id, or with the only id that begins so.
@@ -85,7 +101,10 @@ impl Pods {
             if let Some(container) = view.containers.get(id) {
                 return Some((pod.clone(), container.clone()));
             }
-            let matching = view.containers.values().filter(|container| starts(container.id.as_str(), id));
+            let matching = view
+                .containers
+                .values()
+                .filter(|container| starts(container.id.as_str(), id));
             found.extend(matching.map(|container| (pod.clone(), container.clone())));
         }
         if found.len() == 1 { found.pop() } else { None }
@@ -96,7 +115,8 @@ impl Pods {
     /// # Errors
     /// There is none.
     pub fn container(&self, id: &str) -> Result<(PodHandle, Arc<ContainerView>)> {
-        self.find_container(id).ok_or_else(|| Error::no_container(id))
+        self.find_container(id)
+            .ok_or_else(|| Error::no_container(id))
     }
 
     /// Makes a pod. A request with the same name, namespace, uid and attempt as one in flight or done joins it: it
@@ -106,20 +126,34 @@ impl Pods {
     ///
     /// # Errors
     /// Why the pod could not be made; nothing is left of it then.
-    pub async fn run(self: &Arc<Self>, config: PodConfig, wire: Vec<u8>, handler: String) -> Result<PodId> {
+    pub async fn run(
+        self: &Arc<Self>,
+        config: PodConfig,
+        wire: Vec<u8>,
+        handler: String,
+    ) -> Result<PodId> {
         let key = PodKey::of(&config);
         let mut outcome = match self.enter(&key) {
-            Entry::Made(handle) if handle.view().state == PodState::Ready => return Ok(handle.view().id.clone()),
+            Entry::Made(handle) if handle.view().state == PodState::Ready => {
+                return Ok(handle.view().id.clone());
+            }
             Entry::Made(handle) => {
                 let id = handle.view().id.to_string();
-                return Err(Error::State { what: "pod sandbox", id, state: "stopped", action: "run it again" });
+                return Err(Error::State {
+                    what: "pod sandbox",
+                    id,
+                    state: "stopped",
+                    action: "run it again",
+                });
             }
             Entry::Creating(outcome) => outcome,
             Entry::New(sender) => {
                 let outcome = sender.subscribe();
                 let pods = self.clone();
                 tokio::spawn(async move {
-                    let made = create::create(pods.node.clone(), PodId::random(), config, wire, handler).await;
+                    let made =
+                        create::create(pods.node.clone(), PodId::random(), config, wire, handler)
+                            .await;
                     sender.send_replace(Some(pods.leave(key, made)));
                 });
                 outcome
@@ -130,7 +164,9 @@ impl Pods {
             Ok(Some(Ok(id))) => Ok(id.clone()),
             Ok(Some(Err(error))) => Err(Error::Shared(error.clone())),
             // The maker ended without a word: it panicked, and recovery clears up.
-            _ => Err(Error::Gone { id: "being made".into() }),
+            _ => Err(Error::Gone {
+                id: "being made".into(),
+            }),
         }
     }
 
@@ -150,12 +186,16 @@ impl Pods {
     /// # Errors
     /// See [`PodHandle::remove`].
     pub async fn remove(&self, id: &str) -> Result<()> {
-        let Some(pod) = self.find(id) else { return Ok(()) };
+        let Some(pod) = self.find(id) else {
+            return Ok(());
+        };
         forgive_gone(pod.remove().await)?;
         let view = pod.view();
         let mut index = self.index();
         index.pods.remove(&view.id);
-        index.keys.retain(|_, slot| !matches!(slot, Slot::Made(id) if *id == view.id));
+        index
+            .keys
+            .retain(|_, slot| !matches!(slot, Slot::Made(id) if *id == view.id));
         Ok(())
     }
 
@@ -163,7 +203,12 @@ impl Pods {
     ///
     /// # Errors
     /// See [`PodHandle::create_container`].
-    pub async fn create_container(&self, pod: &str, config: ContainerConfig, wire: Vec<u8>) -> Result<ContainerId> {
+    pub async fn create_container(
+        &self,
+        pod: &str,
+        config: ContainerConfig,
+        wire: Vec<u8>,
+    ) -> Result<ContainerId> {
         let pod = self.find(pod).ok_or_else(|| Error::no_pod(pod))?;
         pod.create_container(config, wire).await
     }
@@ -182,11 +227,24 @@ impl Pods {
     ///
     /// # Errors
     /// It cannot be signalled, or does not end even when killed.
-    pub async fn stop_container(&self, id: &str, grace: Duration, signal: StopSignal) -> Result<()> {
-        let Some((pod, container)) = self.find_container(id) else { return Ok(()) };
-        let ContainerState::Running { .. } = container.state else { return Ok(()) };
+    pub async fn stop_container(
+        &self,
+        id: &str,
+        grace: Duration,
+        signal: StopSignal,
+    ) -> Result<()> {
+        let Some((pod, container)) = self.find_container(id) else {
+            return Ok(());
+        };
+        let ContainerState::Running { .. } = container.state else {
+            return Ok(());
+        };
         let id = &container.id;
-        let failed = |source| Error::Runtime { action: "stop", id: id.to_string(), source: Box::new(source) };
+        let failed = |source| Error::Runtime {
+            action: "stop",
+            id: id.to_string(),
+            source: Box::new(source),
+        };
         let shim = pod.shim("stop a container")?;
         if !grace.is_zero() {
             ignore_gone(shim.kill(id.as_str(), "", signal.0, false).await).map_err(failed)?;
@@ -195,12 +253,14 @@ impl Pods {
             }
         }
         ignore_gone(shim.kill(id.as_str(), "", KILL, true).await).map_err(failed)?;
-        tokio::time::timeout(KILL_PATIENCE, pod.ended(id)).await.map_err(|_| Error::State {
-            what: "container",
-            id: id.to_string(),
-            state: "killed but has not ended",
-            action: "stop",
-        })
+        tokio::time::timeout(KILL_PATIENCE, pod.ended(id))
+            .await
+            .map_err(|_| Error::State {
+                what: "container",
+                id: id.to_string(),
+                state: "killed but has not ended",
+                action: "stop",
+            })
     }
 
     /// Removes a container, ending it first if it runs; one that is not there is removed.
@@ -208,7 +268,9 @@ impl Pods {
     /// # Errors
     /// See [`PodHandle::remove_container`].
     pub async fn remove_container(&self, id: &str) -> Result<()> {
-        let Some((pod, container)) = self.find_container(id) else { return Ok(()) };
+        let Some((pod, container)) = self.find_container(id) else {
+            return Ok(());
+        };
         forgive_gone(pod.remove_container(container.id.clone()).await)
     }
 

@@ -40,13 +40,19 @@ impl Pods {
     /// # Errors
     /// The records cannot be listed. A single bad record is logged and left alone.
     pub async fn recover(node: Arc<Node>) -> Result<Arc<Self>> {
-        let loaded = node.records.load().map_err(|e| Error::node("read the records", e))?;
+        let loaded = node
+            .records
+            .load()
+            .map_err(|e| Error::node("read the records", e))?;
         for broken in &loaded.broken {
             tracing::error!(error = %Chain(broken), "a record is broken and was left alone");
         }
         let mut containers: BTreeMap<String, Vec<ContainerRecord>> = BTreeMap::new();
         for record in loaded.containers {
-            containers.entry(record.pod_id.clone()).or_default().push(record);
+            containers
+                .entry(record.pod_id.clone())
+                .or_default()
+                .push(record);
         }
         let mut recovering = tokio::task::JoinSet::new();
         for record in loaded.pods {
@@ -63,17 +69,23 @@ impl Pods {
     }
 }
 
-async fn recover_pod(node: Arc<Node>, mut record: PodRecord, containers: Vec<ContainerRecord>) -> Option<PodHandle> {
+async fn recover_pod(
+    node: Arc<Node>,
+    mut record: PodRecord,
+    mut containers: Vec<ContainerRecord>,
+) -> Option<PodHandle> {
     let id = PodId::parse(&record.id)?;
     let plan = plan(&record, &node.boot_id);
     if plan == Plan::TakeDown {
-        for container in containers {
+        for container in containers.drain(..) {
             remove_orphan(node.clone(), container).await;
         }
         match teardown::unmake(&node, &id, &mut record, None).await {
             Ok(()) => return None,
             // It stays known, as stopped, so that the next removal tries again.
-            Err(error) => tracing::error!(pod = %id, error = %Chain(&error), "a pod is only partly taken down"),
+            Err(error) => {
+                tracing::error!(pod = %id, error = %Chain(&error), "a pod is only partly taken down")
+            }
         }
         record.phase = PodPhase::Stopped;
     }
@@ -93,11 +105,22 @@ async fn recover_pod(node: Arc<Node>, mut record: PodRecord, containers: Vec<Con
     }
     let mut owned = BTreeMap::new();
     for container in containers {
-        if let Some((id, container)) = recover_container(&node, shim.as_ref(), &record, &config, container).await {
+        if let Some((id, container)) =
+            recover_container(&node, shim.as_ref(), &record, &config, container).await
+        {
             owned.insert(id, container);
         }
     }
-    Some(actor::spawn(node, PodParts { id, config, record, shim, containers: owned }))
+    Some(actor::spawn(
+        node,
+        PodParts {
+            id,
+            config,
+            record,
+            shim,
+            containers: owned,
+        },
+    ))
 }
 
 async fn recover_container(
@@ -108,7 +131,10 @@ async fn recover_container(
     mut record: ContainerRecord,
 ) -> Option<(ContainerId, Owned)> {
     let id = ContainerId::parse(&record.id)?;
-    if matches!(record.phase, ContainerPhase::Creating | ContainerPhase::Removing) {
+    if matches!(
+        record.phase,
+        ContainerPhase::Creating | ContainerPhase::Removing
+    ) {
         remove_orphan(node.clone(), record).await;
         return None;
     }
@@ -156,9 +182,16 @@ async fn observe(
             Ok(None) => match shim.wait(record.id.as_str(), "").await {
                 Ok((code, at_ns)) => ContainerState::Exited(Exited::seen(
                     started_at_ns,
-                    crate::runtime::Exit { code, at_ns, oom_killed: false },
+                    crate::runtime::Exit {
+                        code,
+                        at_ns,
+                        oom_killed: false,
+                    },
                 )),
-                Err(error) => ContainerState::Exited(Exited::unseen(started_at_ns, &Chain(&error).to_string())),
+                Err(error) => ContainerState::Exited(Exited::unseen(
+                    started_at_ns,
+                    &Chain(&error).to_string(),
+                )),
             },
             // The daemon died before it told the shim to start: nothing ran.
             _ if record.phase == ContainerPhase::Starting => {
@@ -171,7 +204,10 @@ async fn observe(
         },
         None => {
             teardown::kill_orphan(node, node.handlers.get(&pod.handler).ok(), view).await;
-            ContainerState::Exited(Exited::unseen(started_at_ns, "the pod's shim ended before the container"))
+            ContainerState::Exited(Exited::unseen(
+                started_at_ns,
+                "the pod's shim ended before the container",
+            ))
         }
     }
 }
@@ -212,8 +248,14 @@ mod tests {
             init_pid: None,
         };
         for boot in ["this", "before"] {
-            assert_eq!(plan(&record(PodPhase::Creating, boot), "this"), Plan::TakeDown);
-            assert_eq!(plan(&record(PodPhase::Removing, boot), "this"), Plan::TakeDown);
+            assert_eq!(
+                plan(&record(PodPhase::Creating, boot), "this"),
+                Plan::TakeDown
+            );
+            assert_eq!(
+                plan(&record(PodPhase::Removing, boot), "this"),
+                Plan::TakeDown
+            );
         }
         for phase in [PodPhase::Ready, PodPhase::Stopped] {
             assert_eq!(plan(&record(phase, "this"), "this"), Plan::Resume);

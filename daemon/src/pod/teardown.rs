@@ -28,17 +28,29 @@ pub(crate) async fn stop_namespaces(files: &PodFiles) -> Result<()> {
 pub(crate) async fn remove_pod(node: &Node, id: &PodId, record: &PodRecord) -> Result<()> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
     stop_namespaces(&files).await?;
-    zcri_sys::mount::unmount(&files.shm()).map_err(|e| Error::node("unmount /dev/shm of a pod", e))?;
+    zcri_sys::mount::unmount(&files.shm())
+        .map_err(|e| Error::node("unmount /dev/shm of a pod", e))?;
     node.discard(&files.bundle)?;
-    node.records.remove_pod(&record.id).map_err(|e| Error::node("forget a pod", e))
+    node.records
+        .remove_pod(&record.id)
+        .map_err(|e| Error::node("forget a pod", e))
 }
 
 /// Takes down a pod that was not finished, from whatever step it reached.
 ///
 /// Goes on after an error, and gives the first one.
-pub(crate) async fn unmake(node: &Node, id: &PodId, record: &mut PodRecord, shim: Option<Shim>) -> Result<()> {
+pub(crate) async fn unmake(
+    node: &Node,
+    id: &PodId,
+    record: &mut PodRecord,
+    shim: Option<Shim>,
+) -> Result<()> {
     let bundle = node.pod_bundle(id.as_str());
-    let network = if record.network_attached { node.network.detach(id.as_str()).await } else { Ok(()) };
+    let network = if record.network_attached {
+        node.network.detach(id.as_str()).await
+    } else {
+        Ok(())
+    };
     let shim = match shim {
         None => Shim::connect(&bundle).await.ok(),
         some => some,
@@ -70,12 +82,17 @@ pub(crate) async fn kill_orphan(node: &Node, handler: Option<&Handler>, containe
     }
     match node.cgroups.processes(&container.cgroup) {
         Ok(pids) => pids.into_iter().for_each(kill),
-        Err(error) => tracing::warn!(container = %container.id, error = %Chain(&error), "its cgroup was not read"),
+        Err(error) => {
+            tracing::warn!(container = %container.id, error = %Chain(&error), "its cgroup was not read")
+        }
     }
 }
 
 fn kill(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+    if let Some(pid) = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
         // One that is gone is what was wanted.
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
     }

@@ -28,8 +28,14 @@ pub struct Handlers {
 impl Handlers {
     /// Takes the configured handlers; `default` serves requests that name none.
     pub fn new(handlers: impl IntoIterator<Item = Handler>, default: impl Into<String>) -> Self {
-        let by_name = handlers.into_iter().map(|handler| (handler.name.clone(), handler)).collect();
-        Self { by_name, default: default.into() }
+        let by_name = handlers
+            .into_iter()
+            .map(|handler| (handler.name.clone(), handler))
+            .collect();
+        Self {
+            by_name,
+            default: default.into(),
+        }
     }
 
     /// The handler of that name, or the default one for an empty name.
@@ -56,6 +62,10 @@ impl Handlers {
     }
 
     fn names(&self) -> String {
-        self.by_name.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+        self.by_name
+            .keys()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }

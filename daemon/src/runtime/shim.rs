@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField, well_known_types::any::Any};
+use containerd_shim_protos::protobuf::{
+    EnumOrUnknown, Message, MessageField, well_known_types::any::Any,
+};
 use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::{self, context::Context};
@@ -72,16 +74,23 @@ pub enum ShimError {
 impl ShimError {
     /// Whether the shim does not know the container or process.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, ShimError::Answer { code: ttrpc::Code::NOT_FOUND, .. })
+        matches!(
+            self,
+            ShimError::Answer {
+                code: ttrpc::Code::NOT_FOUND,
+                ..
+            }
+        )
     }
 }
 
 impl From<ttrpc::Error> for ShimError {
     fn from(error: ttrpc::Error) -> Self {
         match error {
-            ttrpc::Error::RpcStatus(status) => {
-                ShimError::Answer { code: status.code(), message: status.message().to_owned() }
-            }
+            ttrpc::Error::RpcStatus(status) => ShimError::Answer {
+                code: status.code(),
+                message: status.message().to_owned(),
+            },
             other => ShimError::Transport(other),
         }
     }
@@ -108,7 +117,10 @@ impl ShimLauncher {
             .stdin(Stdio::null())
             .output()
             .await
-            .map_err(|source| ShimError::Start { program: self.program.clone(), source })?;
+            .map_err(|source| ShimError::Start {
+                program: self.program.clone(),
+                source,
+            })?;
         if !output.status.success() {
             return Err(ShimError::Refused {
                 program: self.program.clone(),
@@ -174,14 +186,20 @@ impl Shim {
     /// # Errors
     /// [`ShimError::Unreachable`] when there is none.
     pub async fn connect(bundle: &Path) -> Result<Self, ShimError> {
-        let unreachable = |source| ShimError::Unreachable { socket: bundle.join(SOCKET), source };
+        let unreachable = |source| ShimError::Unreachable {
+            socket: bundle.join(SOCKET),
+            source,
+        };
         // A unix address holds 108 bytes, and a bundle's path may be longer: go through a descriptor of it.
         let dir = std::fs::File::open(bundle).map_err(unreachable)?;
         let address = format!("unix:///proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
         let client = Client::connect(&address)
             .await
             .map_err(|error| unreachable(std::io::Error::other(error.to_string())))?;
-        Ok(Self { tasks: TaskClient::new(client.clone()), client })
+        Ok(Self {
+            tasks: TaskClient::new(client.clone()),
+            client,
+        })
     }
 
     /// Makes the shim ready to start a container.
@@ -193,7 +211,10 @@ impl Shim {
             id: request.id.into(),
             bundle: request.bundle.to_string_lossy().into(),
             terminal: request.terminal,
-            stdin: request.stdin.map(|path| path.to_string_lossy().into()).unwrap_or_default(),
+            stdin: request
+                .stdin
+                .map(|path| path.to_string_lossy().into())
+                .unwrap_or_default(),
             ..Default::default()
         };
         if let Some(log) = request.log {
@@ -205,7 +226,11 @@ impl Shim {
         if let Some(handler) = request.handler {
             let options = Options {
                 binary_name: handler.path.to_string_lossy().into(),
-                root: handler.root.as_ref().map(|root| root.to_string_lossy().into()).unwrap_or_default(),
+                root: handler
+                    .root
+                    .as_ref()
+                    .map(|root| root.to_string_lossy().into())
+                    .unwrap_or_default(),
                 systemd_cgroup: handler.systemd_cgroup,
                 ..Default::default()
             };
@@ -220,7 +245,11 @@ impl Shim {
     /// # Errors
     /// The shim's answer, with the words of the OCI runtime.
     pub async fn start(&self, id: &str, exec_id: &str) -> Result<u32, ShimError> {
-        let request = api::StartRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
+        let request = api::StartRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            ..Default::default()
+        };
         Ok(self.tasks.start(call(), &request).await?.pid)
     }
 
@@ -234,7 +263,10 @@ impl Shim {
             exec_id: request.exec_id.into(),
             stdout: request.stdout.to_string_lossy().into(),
             stderr: request.stderr.to_string_lossy().into(),
-            spec: any("types.containerd.io/opencontainers/runtime-spec/1/Process", request.process),
+            spec: any(
+                "types.containerd.io/opencontainers/runtime-spec/1/Process",
+                request.process,
+            ),
             ..Default::default()
         };
         self.tasks.exec(call(), &message).await?;
@@ -246,9 +278,16 @@ impl Shim {
     /// # Errors
     /// The shim does not know it, or is gone.
     pub async fn wait(&self, id: &str, exec_id: &str) -> Result<(i32, i64), ShimError> {
-        let request = api::WaitRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
+        let request = api::WaitRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            ..Default::default()
+        };
         let answer = self.tasks.wait(Context::default(), &request).await?;
-        let at = answer.exited_at.as_ref().map_or(0, |t| t.seconds * 1_000_000_000 + i64::from(t.nanos));
+        let at = answer
+            .exited_at
+            .as_ref()
+            .map_or(0, |t| t.seconds * 1_000_000_000 + i64::from(t.nanos));
         Ok((answer.exit_status.cast_signed(), at))
     }
 
@@ -257,7 +296,10 @@ impl Shim {
     /// # Errors
     /// The shim does not know it, or is gone.
     pub async fn running(&self, id: &str) -> Result<Option<u32>, ShimError> {
-        let request = api::StateRequest { id: id.into(), ..Default::default() };
+        let request = api::StateRequest {
+            id: id.into(),
+            ..Default::default()
+        };
         let answer = self.tasks.state(call(), &request).await?;
         Ok((answer.status != EnumOrUnknown::new(api::Status::STOPPED)).then_some(answer.pid))
     }
@@ -266,9 +308,20 @@ impl Shim {
     ///
     /// # Errors
     /// The shim's answer; NOT_FOUND when it has ended.
-    pub async fn kill(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<(), ShimError> {
-        let request =
-            api::KillRequest { id: id.into(), exec_id: exec_id.into(), signal, all, ..Default::default() };
+    pub async fn kill(
+        &self,
+        id: &str,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ShimError> {
+        let request = api::KillRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            signal,
+            all,
+            ..Default::default()
+        };
         self.tasks.kill(call(), &request).await?;
         Ok(())
     }
@@ -278,8 +331,17 @@ impl Shim {
     /// # Errors
     /// It still runs, or the OCI runtime could not clean up.
     pub async fn delete(&self, id: &str, exec_id: &str) -> Result<(), ShimError> {
-        let request = api::DeleteRequest { id: id.into(), exec_id: exec_id.into(), ..Default::default() };
-        match self.tasks.delete(call(), &request).await.map_err(ShimError::from) {
+        let request = api::DeleteRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            ..Default::default()
+        };
+        match self
+            .tasks
+            .delete(call(), &request)
+            .await
+            .map_err(ShimError::from)
+        {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -292,7 +354,10 @@ impl Shim {
     pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), ShimError> {
         let request = api::UpdateTaskRequest {
             id: id.into(),
-            resources: any("types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", resources),
+            resources: any(
+                "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources",
+                resources,
+            ),
             ..Default::default()
         };
         self.tasks.update(call(), &request).await?;
@@ -304,7 +369,10 @@ impl Shim {
     /// # Errors
     /// The container is not running, or the file cannot be made.
     pub async fn reopen_log(&self, id: &str) -> Result<(), ShimError> {
-        let message = api::StateRequest { id: id.into(), ..Default::default() };
+        let message = api::StateRequest {
+            id: id.into(),
+            ..Default::default()
+        };
         let request = ttrpc::Request {
             service: STDIO_SERVICE.into(),
             method: "ReopenLog".into(),
@@ -321,7 +389,10 @@ impl Shim {
     /// # Errors
     /// None that matter: a shim that is gone is what was wanted.
     pub async fn shutdown(&self) {
-        let request = api::ShutdownRequest { now: true, ..Default::default() };
+        let request = api::ShutdownRequest {
+            now: true,
+            ..Default::default()
+        };
         if let Err(error) = self.tasks.shutdown(call(), &request).await {
             tracing::debug!(%error, "shim did not answer its shutdown");
         }
@@ -329,11 +400,18 @@ impl Shim {
 }
 
 fn call() -> Context {
-    Context { timeout_nano: CALL_TIMEOUT_NS, ..Context::default() }
+    Context {
+        timeout_nano: CALL_TIMEOUT_NS,
+        ..Context::default()
+    }
 }
 
 fn any(type_url: &str, value: Vec<u8>) -> MessageField<Any> {
-    MessageField::some(Any { type_url: type_url.into(), value, ..Default::default() })
+    MessageField::some(Any {
+        type_url: type_url.into(),
+        value,
+        ..Default::default()
+    })
 }
 
 /// The shim's note of how a container ended, if it wrote one.
@@ -346,5 +424,9 @@ pub fn exit_file(bundle: &Path) -> Option<Exit> {
     }
     let text = std::fs::read(bundle.join("exit.json")).ok()?;
     let file: File = serde_json::from_slice(&text).ok()?;
-    Some(Exit { code: file.exit_code, at_ns: file.exited_at_ns, oom_killed: file.oom_killed })
+    Some(Exit {
+        code: file.exit_code,
+        at_ns: file.exited_at_ns,
+        oom_killed: file.oom_killed,
+    })
 }

@@ -117,6 +117,8 @@ mod base64_bytes {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-        BASE64_STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)
+        BASE64_STANDARD
+            .decode(String::deserialize(from)?)
+            .map_err(D::Error::custom)
     }
 }

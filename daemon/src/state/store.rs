@@ -49,9 +49,16 @@ impl RecordStore {
     /// # Errors
     /// A directory cannot be made or read.
     pub fn open(root: &Path) -> Result<Self, RecordError> {
-        let store = Self { pods: root.join("pods"), containers: root.join("containers") };
+        let store = Self {
+            pods: root.join("pods"),
+            containers: root.join("containers"),
+        };
         for dir in [&store.pods, &store.containers] {
-            let fail = |source| RecordError { action: "open directory of", path: dir.clone(), source };
+            let fail = |source| RecordError {
+                action: "open directory of",
+                path: dir.clone(),
+                source,
+            };
             std::fs::create_dir_all(dir).map_err(fail)?;
             for entry in std::fs::read_dir(dir).map_err(fail)? {
                 let path = entry.map_err(fail)?.path();
@@ -108,30 +115,49 @@ impl RecordStore {
 }
 
 fn put<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
-    let fail = |source| RecordError { action: "write", path: path.into(), source };
+    let fail = |source| RecordError {
+        action: "write",
+        path: path.into(),
+        source,
+    };
     let body = serde_json::to_string(record).map_err(|e| fail(e.into()))?;
     let text = format!("{MAGIC} {VERSION} {}\n{body}\n", checksum(body.as_bytes()));
     let temporary = path.with_extension(&TEMPORARY[1..]);
-    std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path)).map_err(fail)
+    std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(fail)
 }
 
 fn remove(path: &Path) -> Result<(), RecordError> {
     match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(RecordError { action: "remove", path: path.into(), source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError {
+            action: "remove",
+            path: path.into(),
+            source,
+        }),
         _ => Ok(()),
     }
 }
 
-fn load_dir<T: DeserializeOwned>(dir: &Path, broken: &mut Vec<RecordError>) -> Result<Vec<T>, RecordError> {
-    let fail = |source| RecordError { action: "list directory of", path: dir.into(), source };
+fn load_dir<T: DeserializeOwned>(
+    dir: &Path,
+    broken: &mut Vec<RecordError>,
+) -> Result<Vec<T>, RecordError> {
+    let fail = |source| RecordError {
+        action: "list directory of",
+        path: dir.into(),
+        source,
+    };
     let mut records = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
         match std::fs::read_to_string(&path).and_then(|text| parse(&text)) {
             Ok(record) => records.push(record),
-            Err(source) => broken.push(RecordError { action: "read", path, source }),
+            Err(source) => broken.push(RecordError {
+                action: "read",
+                path,
+                source,
+            }),
         }
     }
     Ok(records)
@@ -203,7 +229,13 @@ mod tests {
         let golden = include_str!("../../tests/golden/container-record-v1");
         let record: ContainerRecord = parse(golden).unwrap();
         assert_eq!(record.user, (1000, 100, vec![5]));
-        assert_eq!(record.phase, ContainerPhase::Running { started_at_ns: 2, pid: 42 });
+        assert_eq!(
+            record.phase,
+            ContainerPhase::Running {
+                started_at_ns: 2,
+                pid: 42
+            }
+        );
         let golden = include_str!("../../tests/golden/pod-record-v1");
         assert_eq!(parse::<PodRecord>(golden).unwrap(), pod("a"));
     }
