@@ -1,7 +1,7 @@
 //! The command line of `zcrid`.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -66,7 +66,7 @@ pub fn run() -> ExitCode {
 }
 
 /// The file named on the command line must be there, the default one need not.
-fn load(path: &PathBuf) -> anyhow::Result<Config> {
+fn load(path: &Path) -> anyhow::Result<Config> {
     let given =
         std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--config"));
     Ok(if given {
@@ -76,7 +76,7 @@ fn load(path: &PathBuf) -> anyhow::Result<Config> {
     })
 }
 
-fn check(path: &PathBuf) -> anyhow::Result<ExitCode> {
+fn check(path: &Path) -> anyhow::Result<ExitCode> {
     let problems = load(path)?.check();
     for problem in &problems {
         println!(
@@ -100,7 +100,7 @@ fn check(path: &PathBuf) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn serve(path: &PathBuf) -> anyhow::Result<ExitCode> {
+fn serve(path: &Path) -> anyhow::Result<ExitCode> {
     let config = load(path)?;
     start_log(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -14,7 +14,7 @@ use super::config::{ContainerConfig, PidMode, Resources};
 use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, SpecInput};
 use super::state::{ContainerState, ContainerView, Exited};
 use super::user_files::read_beneath;
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
 use crate::id::{ContainerId, PodId};
 use crate::node::{CgroupDriver, Node, blocking};
 use crate::pod::{Owned, PodFiles, PodView};
@@ -90,10 +90,10 @@ pub(crate) async fn prepare(
         )?);
         Ok(Owned { record, view })
     });
-    if finished.is_err() {
-        if let Err(undo) = unmake(node, &id).await {
-            tracing::error!(container = %id, error = %crate::error::Chain(&undo), "a failed container is only partly undone");
-        }
+    if finished.is_err()
+        && let Err(undo) = unmake(node, &id).await
+    {
+        tracing::error!(container = %id, error = %Chain(&undo), "a failed container is only partly undone");
     }
     finished
 }
