@@ -11,6 +11,7 @@ use zcri_sys::{cgroup, node as facts};
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
+use crate::images::Images;
 use crate::network::Network;
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
@@ -55,7 +56,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
     }
     let cgroups = cgroup::Tree::detect()?;
     let node_facts = node_facts(&cgroups)?;
-    let images = crate::images::open(config).await?;
+    let images = Images::open(config).await?;
     let node = Node {
         root: config.storage.root.clone(),
         state: config.storage.state.clone(),

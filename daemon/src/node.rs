@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use zcri_image::ImageStore;
 use zcri_sys::cgroup;
 
 use crate::container::config::{ContainerConfig, Resources};
 use crate::container::spec::NodeFacts;
 use crate::error::{Error, Result};
+use crate::images::Images;
 use crate::network::Network;
 use crate::pod::config::PodConfig;
 use crate::runtime::{Handlers, ShimLauncher};
@@ -31,7 +31,7 @@ pub struct Node {
     /// Pod network.
     pub network: Network,
     /// Images.
-    pub images: ImageStore,
+    pub images: Images,
     /// Facts that decide what a container may have.
     pub facts: NodeFacts,
     /// Control groups.

@@ -55,10 +55,7 @@ pub(crate) async fn prepare(
         phase: ContainerPhase::Creating,
         resources: Vec::new(),
     };
-    let lower = node
-        .images
-        .lease(id.as_str(), &image.id)
-        .map_err(|e| image_error(&config, e))?;
+    let lower = node.images.lease(id.as_str(), &image)?;
     let made = {
         let (node, pod, config) = (node.clone(), pod.clone(), config.clone());
         let (record, id) = (record.clone(), id.clone());
@@ -120,17 +117,10 @@ pub(crate) async fn unmake(node: &Arc<Node>, id: &ContainerId) -> Result<()> {
 fn find_image(node: &Node, config: &ContainerConfig) -> Result<Arc<Image>> {
     // The kubelet puts the id that PullImage gave into `image`; crictl a name.
     let name = &config.image.image;
-    node.images.resolve(name).ok_or_else(|| Error::NotFound {
+    node.images.find(name).ok_or_else(|| Error::NotFound {
         what: "image",
         id: name.clone(),
     })
-}
-
-fn image_error(config: &ContainerConfig, source: zcri_image::ImageError) -> Error {
-    Error::Image {
-        reference: config.image.image.clone(),
-        source: Box::new(source),
-    }
 }
 
 /// The control group as statistics find it; what the OCI runtime is told is [`CgroupsPath`].

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use zcri_image::{Credentials, Image, PullRequest};
+use zcri_image::{Credentials, Image};
 use zcri_proto::v1 as api;
 
 use super::pods::required;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pod::Pods;
 use crate::time::now_ns;
 
@@ -22,17 +22,7 @@ pub(super) async fn pull(
         .auth
         .map(credentials)
         .filter(|given| *given != Credentials::default());
-    let pull = PullRequest {
-        reference: reference.clone(),
-        credentials,
-        progress: None,
-    };
-    let image = pods
-        .node()
-        .images
-        .pull(pull)
-        .await
-        .map_err(|source| failed(reference, source))?;
+    let image = pods.node().images.pull(&reference, credentials).await?;
     tracing::info!(id = %image.id, bytes = image.size, "image is here");
     // The kubelet takes this for the image's identity and asks for it again by ImageStatus.
     Ok(api::PullImageResponse {
@@ -46,7 +36,7 @@ pub(super) async fn status(
 ) -> Result<api::ImageStatusResponse> {
     let reference = request.image.unwrap_or_default().image;
     required("image.image", &reference)?;
-    let Some(found) = pods.node().images.resolve(&reference) else {
+    let Some(found) = pods.node().images.find(&reference) else {
         return Ok(api::ImageStatusResponse {
             image: None,
             info: HashMap::new(),
@@ -76,7 +66,7 @@ pub(super) async fn list(
     let images = if wanted.is_empty() {
         images.list()
     } else {
-        images.resolve(&wanted).into_iter().collect()
+        images.find(&wanted).into_iter().collect()
     };
     Ok(api::ListImagesResponse {
         images: images.iter().map(|image| message(image)).collect(),
@@ -89,11 +79,7 @@ pub(super) async fn remove(
 ) -> Result<api::RemoveImageResponse> {
     let reference = request.image.unwrap_or_default().image;
     required("image.image", &reference)?;
-    pods.node()
-        .images
-        .remove(&reference)
-        .await
-        .map_err(|source| failed(reference, source))?;
+    pods.node().images.remove(&reference).await?;
     Ok(api::RemoveImageResponse {})
 }
 
@@ -129,13 +115,6 @@ pub(super) async fn fs_info(
             layers.inodes,
         )],
     })
-}
-
-fn failed(reference: String, source: zcri_image::ImageError) -> Error {
-    Error::Image {
-        reference,
-        source: Box::new(source),
-    }
 }
 
 fn credentials(auth: api::AuthConfig) -> Credentials {
