@@ -105,6 +105,8 @@ fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
         seccomp: facts::has_seccomp(),
         apparmor: facts::security_module("apparmor"),
         selinux: facts::security_module("selinux"),
+        swap: cgroups.accounts_for_swap(),
+        hugetlb: cgroups.has_controller("hugetlb"),
     })
 }
 

@@ -9,6 +9,7 @@
 pub mod config;
 mod create;
 mod exec;
+mod host;
 pub mod spec;
 mod state;
 mod user_files;

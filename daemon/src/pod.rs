@@ -23,6 +23,6 @@ mod view;
 
 pub(crate) use actor::Owned;
 pub use actor::PodHandle;
-pub(crate) use files::PodFiles;
+pub(crate) use files::{PodFiles, host_name};
 pub use pods::{Pods, StopSignal};
 pub use view::{PodKey, PodState, PodView};

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use oci_spec::runtime::Spec;
 use zcri_image::Image;
 
+use super::host;
 use super::config::{ContainerConfig, PidMode, Resources};
 use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, SpecInput};
 use super::state::{ContainerState, ContainerView, Exited};
@@ -200,10 +201,17 @@ fn write_spec(
     )
     .map_err(invalid)?;
     let files = PodFiles::new(pod.bundle.clone());
+    let host = host::gather(&pod.config, config)?;
+    let defaults = ImageDefaults {
+        env: image.config.env.clone(),
+        entrypoint: image.config.entrypoint.clone(),
+        cmd: image.config.cmd.clone(),
+        working_dir: image.config.working_dir.clone(),
+    };
     let input = SpecInput {
         pod: &pod.config,
         container: config,
-        image: &ImageDefaults::of(image),
+        image: &defaults,
         user: &user,
         namespaces: namespace_paths(pod, &files, config)?,
         rootfs: &rootfs,
@@ -214,6 +222,7 @@ fn write_spec(
             shm: files.shm(),
         },
         facts: &node.facts,
+        host: &host,
         pids_limit: node.pids_limit,
         ids: spec::Ids {
             pod: pod.id.as_str(),
@@ -280,6 +289,7 @@ fn namespace_paths(
         network: own("net"),
         ipc: own("ipc"),
         uts: own("uts"),
+        user: None,
         pid,
     })
 }
