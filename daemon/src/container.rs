@@ -1,3 +1,4 @@
 //! Containers.
 
 pub mod config;
+pub mod spec;
