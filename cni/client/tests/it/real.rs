@@ -1,0 +1,1 @@
+//! Debian's plugins in network namespaces of our own.
