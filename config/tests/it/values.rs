@@ -174,96 +174,97 @@ fn every_key_is_read() {
     );
 }
 
+/// Section, line and a part of the reason.
+const WRONG: &[(&str, &str, &str)] = &[
+    ("api", "listen = \"run/x\"", "absolute"),
+    ("api", "listen = \"\"", "absolute"),
+    ("api", "listen = \"/a/../b\"", "\"..\""),
+    ("api", "listen = \"/a\\u0000\"", "NUL"),
+    ("api", "listen = 1", "string"),
+    ("api", "socket_mode = 660", "octal"),
+    ("api", "socket_mode = \"1777\"", "octal"),
+    ("api", "socket_mode = \"+660\"", "octal"),
+    ("api", "socket_mode = \"\"", "octal"),
+    ("api", "socket_group = \"a b\"", "group"),
+    ("api", "max_message_bytes = 16777215", "from 16777216"),
+    (
+        "api",
+        "max_message_bytes = 9223372036854775807",
+        "from 16777216",
+    ),
+    ("api", "max_message_bytes = 2e7", "whole number"),
+    (
+        "storage",
+        "root = \"/run/zcri\"\nstate = \"/run/zcri\"",
+        "another directory",
+    ),
+    ("storage", "state = \"/var/lib/zcri\"", "another directory"),
+    ("platform", "kind = \"windows\"", "\"linux\" or \"zos\""),
+    ("platform", "image = \"linux\"", "zos/s390x"),
+    ("platform", "image = \"linux/arm/v7/x\"", "zos/s390x"),
+    ("platform", "image = \"Linux/amd64\"", "zos/s390x"),
+    (
+        "runtime",
+        "default_handler = \"youki\"",
+        "no such handler (there are runc)",
+    ),
+    (
+        "runtime",
+        "cgroup_manager = \"cgroupfs \"",
+        "\"cgroupfs\" or \"systemd\"",
+    ),
+    ("runtime", "cgroup_parent = \"pods.slice\"", "absolute"),
+    (
+        "runtime",
+        "cgroup_parent = \"/pods\"\ncgroup_manager = \"systemd\"",
+        "slice",
+    ),
+    ("runtime", "pids_limit = -1", "from 0"),
+    ("runtime", "handlers = 3", "table"),
+    ("runtime", "handlers.runc = 3", "table"),
+    ("runtime", "handlers.Runc.path = \"/x\"", "a-z"),
+    ("runtime", "handlers.\"\".path = \"/x\"", "a-z"),
+    (
+        "runtime",
+        "handlers.crun.type = \"oci\"",
+        "absolute path of its program",
+    ),
+    (
+        "runtime",
+        "handlers.runc.type = \"vm\"",
+        "\"oci\" or \"shim\"",
+    ),
+    ("network", "plugin_dirs = []", "at least one"),
+    (
+        "network",
+        "plugin_dirs = [\"/a\", \"b\"]",
+        "\"b\" must be an absolute path",
+    ),
+    ("network", "plugin_dirs = [\"/a:/b\"]", "\":\""),
+    ("network", "plugin_dirs = \"/a\"", "array"),
+    ("network", "plugin_timeout_seconds = 0", "from 1 to 3600"),
+    ("image", "pinned = [\"\"]", "name"),
+    ("image", "max_parallel_layers = 65", "from 1 to 64"),
+    ("image", "max_layer_bytes = 0", "from 1"),
+    ("stream", "address = \"localhost\"", "IPv4 or IPv6"),
+    ("stream", "port = 65536", "from 0 to 65535"),
+    ("metrics", "listen = \":9537\"", "address and port"),
+    ("log", "level = \"INFO\"", "\"info\""),
+    ("log", "format = true", "\"text\" or \"json\""),
+];
+
 #[test]
 fn a_wrong_value_is_named_with_key_value_and_line() {
     let fault = &faults("[api]\n\n# a comment\nsocket_mode = \"9\"\n")[0];
     let expected = "zcri.toml:4: api.socket_mode = \"9\": must be permissions in octal as a string, such as \"0660\"";
     assert_eq!(fault.to_string(), expected);
 
-    let long = "x".repeat(120);
-    for (section, line, reason) in [
-        ("api", "listen = \"run/x\"", "absolute"),
-        ("api", "listen = \"\"", "absolute"),
-        ("api", "listen = \"/a/../b\"", "\"..\""),
-        ("api", "listen = \"/a\\u0000\"", "NUL"),
-        ("api", "listen = 1", "string"),
-        ("api", &format!("listen = \"/{long}\""), "121 bytes"),
-        ("api", "socket_mode = 660", "octal"),
-        ("api", "socket_mode = \"1777\"", "octal"),
-        ("api", "socket_mode = \"+660\"", "octal"),
-        ("api", "socket_mode = \"\"", "octal"),
-        ("api", "socket_group = \"a b\"", "group"),
-        ("api", "max_message_bytes = 16777215", "from 16777216"),
-        (
-            "api",
-            "max_message_bytes = 9223372036854775807",
-            "from 16777216",
-        ),
-        ("api", "max_message_bytes = 2e7", "whole number"),
-        (
-            "storage",
-            "root = \"/run/zcri\"\nstate = \"/run/zcri\"",
-            "another directory",
-        ),
-        ("storage", "state = \"/var/lib/zcri\"", "another directory"),
-        ("platform", "kind = \"windows\"", "\"linux\" or \"zos\""),
-        ("platform", "image = \"linux\"", "zos/s390x"),
-        ("platform", "image = \"linux/arm/v7/x\"", "zos/s390x"),
-        ("platform", "image = \"Linux/amd64\"", "zos/s390x"),
-        (
-            "runtime",
-            "default_handler = \"youki\"",
-            "no such handler (there are runc)",
-        ),
-        (
-            "runtime",
-            "cgroup_manager = \"cgroupfs \"",
-            "\"cgroupfs\" or \"systemd\"",
-        ),
-        ("runtime", "cgroup_parent = \"pods.slice\"", "absolute"),
-        (
-            "runtime",
-            "cgroup_parent = \"/pods\"\ncgroup_manager = \"systemd\"",
-            "slice",
-        ),
-        ("runtime", "pids_limit = -1", "from 0"),
-        ("runtime", "handlers = 3", "table"),
-        ("runtime", "handlers.runc = 3", "table"),
-        ("runtime", "handlers.Runc.path = \"/x\"", "a-z"),
-        ("runtime", "handlers.\"\".path = \"/x\"", "a-z"),
-        (
-            "runtime",
-            "handlers.crun.type = \"oci\"",
-            "absolute path of its program",
-        ),
-        (
-            "runtime",
-            "handlers.runc.type = \"vm\"",
-            "\"oci\" or \"shim\"",
-        ),
-        ("network", "plugin_dirs = []", "at least one"),
-        (
-            "network",
-            "plugin_dirs = [\"/a\", \"b\"]",
-            "\"b\" must be an absolute path",
-        ),
-        ("network", "plugin_dirs = [\"/a:/b\"]", "\":\""),
-        ("network", "plugin_dirs = \"/a\"", "array"),
-        ("network", "plugin_timeout_seconds = 0", "from 1 to 3600"),
-        ("image", "pinned = [\"\"]", "name"),
-        ("image", "max_parallel_layers = 65", "from 1 to 64"),
-        ("image", "max_layer_bytes = 0", "from 1"),
-        ("stream", "address = \"localhost\"", "IPv4 or IPv6"),
-        ("stream", "port = 65536", "from 0 to 65535"),
-        ("metrics", "listen = \":9537\"", "address and port"),
-        ("log", "level = \"INFO\"", "\"info\""),
-        ("log", "format = true", "\"text\" or \"json\""),
-    ] {
+    for (section, line, reason) in WRONG {
         let found = faults(&format!("[{section}]\n{line}\n"));
         assert_eq!(found.len(), 1, "{line}: {found:?}");
         let fault = &found[0];
         assert!(
-            fault.key.starts_with(section) && fault.reason.contains(reason),
+            fault.key.starts_with(*section) && fault.reason.contains(reason),
             "{line}: {fault}"
         );
         assert!(
@@ -274,6 +275,13 @@ fn a_wrong_value_is_named_with_key_value_and_line() {
             "{line}: {fault}"
         );
     }
+}
+
+#[test]
+fn the_socket_must_fit_its_address() {
+    let of_length = |length: usize| format!("[api]\nlisten = \"/{}\"\n", "x".repeat(length - 1));
+    assert!(parse(&of_length(107)).is_ok());
+    assert!(faults(&of_length(108))[0].reason.contains("108 bytes"));
 }
 
 #[test]
