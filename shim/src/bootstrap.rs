@@ -30,8 +30,8 @@ const MAX_SOCKET_PATH: usize = 107;
 /// container's own value comes from its spec.
 const OOM_SCORE: &str = "-998";
 
-/// Signals that must not end a monitor: its pod would lose its parent. SIGPIPE is ignored already.
-const DISREGARDED: [i32; 3] = [1, 2, 15];
+/// Signals that must not end a monitor: its pod would lose its parent. SIGHUP, SIGINT, SIGPIPE, SIGTERM.
+const DISREGARDED: [i32; 4] = [1, 2, 13, 15];
 
 /// What kept a monitor from starting.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +114,7 @@ fn become_monitor(listener: OwnedFd, socket: PathBuf) -> io::Result<Monitor> {
     rustix::process::chdir("/")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    zcri_sys::signal::reset_all();
     zcri_sys::signal::disregard(&DISREGARDED)?;
     // Not allowed everywhere; what was inherited stays then.
     drop(std::fs::write("/proc/self/oom_score_adj", OOM_SCORE));

@@ -380,10 +380,11 @@ impl Monitor {
         for exec_id in execs {
             self.forget_exec(id, &exec_id);
         }
-        let Some(container) = self.containers.remove(id) else {
+        // Taken apart, so that the rest of it is closed before anyone is told.
+        let Some(Container { deleters, init, .. }) = self.containers.remove(id) else {
             return;
         };
-        let init = self.processes.remove(&container.init);
+        let init = self.processes.remove(&init);
         let phase = init
             .as_ref()
             .map_or(Phase::Created, |process| process.phase);
@@ -391,7 +392,7 @@ impl Monitor {
             process.io.release(&mut self.poll);
             self.reply_all(process.waiters, &Err(RpcError::not_found("container", id)));
         }
-        self.reply_all(container.deleters, &delete_answer(phase));
+        self.reply_all(deleters, &delete_answer(phase));
     }
 
     pub(super) fn connect(&self, request: &api::ConnectRequest) -> Answer {

@@ -348,10 +348,11 @@ impl Launch<'_> {
             self.streams(&mut command)
                 .map_err(|e| RpcError::internal(format!("open the streams: {e}")))?;
         }
+        let pid = spawn(&mut command, &runtime)?;
         if matches!(self.process.program, Program::Init) {
             self.container.cleanup = Cleanup::Due;
         }
-        spawn(&mut command, &runtime)
+        Ok(pid)
     }
 
     fn command(&mut self, runtime: &Runtime, console: Option<&Path>) -> Result<Command, RpcError> {
