@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+
 
 use super::config::{ContainerConfig, Device, Mount, MountSource, SeccompProfile};
 use super::spec::{DeviceKind, DeviceNode, HostParts, LocalProfile, PreparedMount, peers_of};
@@ -134,6 +134,8 @@ fn kernel() -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
 
     #[test]
