@@ -71,7 +71,8 @@ impl Images {
     /// Of the last place tried.
     pub async fn pull(&self, name: &str, credentials: Option<Credentials>) -> Result<Arc<Image>> {
         let mut names = self.expand(name)?.into_iter().peekable();
-        while let Some(reference) = names.next() {
+        while let Some(full) = names.next() {
+            let reference = full.parse().map_err(|e| failed(name, e))?;
             let request = PullRequest { reference, credentials: credentials.clone(), progress: None };
             match self.store.pull(request).await {
                 Err(ImageError::NotFound { .. }) if names.peek().is_some() => {}

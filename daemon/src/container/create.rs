@@ -192,14 +192,13 @@ fn write_spec(
         read_beneath(&rootfs, path)
             .map_err(|e| Error::node(format!("read /{path} of the image"), e))
     };
-    let invalid = |error: spec::SpecError| error.into_domain();
     let user = spec::resolve_user(
         &image.config.user,
         &config.security,
         &text("etc/passwd")?,
         &text("etc/group")?,
     )
-    .map_err(invalid)?;
+    ?;
     let files = PodFiles::new(pod.bundle.clone());
     let host = host::gather(&pod.config, config)?;
     let defaults = ImageDefaults {
@@ -229,7 +228,7 @@ fn write_spec(
             container: &record.id,
         },
     };
-    let spec = spec::build(&input).map_err(invalid)?;
+    let spec = spec::build(&input)?;
     save_spec(&bundle, &spec)?;
     if config.stdin {
         let stdin = bundle.join("stdin");
