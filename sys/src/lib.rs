@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Everything of zcri that talks to the kernel in raw form: namespaces, mounts, cgroups, processes.
+//!
+//! This is the only crate with `unsafe`. What it offers is safe to call, owns what it opens and names the
+//! path in every error.
+
+pub mod cgroup;
+mod error;
+pub mod fork;
+pub mod mount;
+pub mod namespace;
+pub mod node;
+pub mod pod_init;
+pub mod process;
+pub mod signal;
+
+pub use error::{Error, Result};

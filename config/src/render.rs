@@ -1,0 +1,159 @@
+//! A [`Config`] as TOML again: what `zcrid config` prints.
+
+use toml::Value;
+
+use crate::{
+    config::{Api, Config, Image, Network, Runtime},
+    schema::{CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, PLATFORM_KINDS},
+};
+
+type Row = (&'static str, Value);
+
+impl Config {
+    /// The configuration in force, every key of it, without comments. Parses to an equal one, apart
+    /// from the sources.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let Self {
+            api: a,
+            storage,
+            platform,
+            runtime: r,
+            network: n,
+            image: i,
+            ..
+        } = self;
+        let platform = vec![
+            ("kind", word(PLATFORM_KINDS, platform.kind)),
+            ("image", text(&platform.image)),
+        ];
+        let mut tables = vec![
+            ("api".to_owned(), api(a)),
+            (
+                "storage".to_owned(),
+                vec![
+                    ("root", text(storage.root.display())),
+                    ("state", text(storage.state.display())),
+                ],
+            ),
+            ("platform".to_owned(), platform),
+            ("runtime".to_owned(), runtime(r)),
+        ];
+        tables.extend(handlers(r));
+        let stream = vec![
+            ("address", text(self.stream.address)),
+            ("port", Value::Integer(self.stream.port.into())),
+        ];
+        let log = vec![
+            ("level", word(LOG_LEVELS, self.log.level)),
+            ("format", word(LOG_FORMATS, self.log.format)),
+        ];
+        tables.extend([
+            ("network".to_owned(), network(n)),
+            ("image".to_owned(), image(i)),
+            ("stream".to_owned(), stream),
+            (
+                "metrics".to_owned(),
+                vec![("listen", optional(self.metrics.listen))],
+            ),
+            ("log".to_owned(), log),
+        ]);
+        let table = |(name, rows): (String, Vec<Row>)| {
+            let lines = rows.iter().map(|(key, value)| format!("{key} = {value}\n"));
+            format!("[{name}]\n{}", lines.collect::<String>())
+        };
+        tables.into_iter().map(table).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn api(api: &Api) -> Vec<Row> {
+    vec![
+        ("listen", text(api.listen.display())),
+        ("socket_mode", text(format!("{:04o}", api.socket_mode))),
+        ("socket_group", optional(api.socket_group.as_ref())),
+        ("max_message_bytes", number(api.max_message_bytes)),
+    ]
+}
+
+fn runtime(runtime: &Runtime) -> Vec<Row> {
+    vec![
+        ("default_handler", text(&runtime.default_handler)),
+        ("shim", optional(runtime.shim.as_ref().map(|p| p.display()))),
+        (
+            "cgroup_manager",
+            word(CGROUP_MANAGERS, runtime.cgroup_manager),
+        ),
+        ("cgroup_parent", text(&runtime.cgroup_parent)),
+        (
+            "pids_limit",
+            number(runtime.pids_limit.map_or(0, u32::from)),
+        ),
+    ]
+}
+
+fn handlers(runtime: &Runtime) -> impl Iterator<Item = (String, Vec<Row>)> {
+    runtime.handlers.iter().map(|(name, handler)| {
+        let rows = vec![
+            ("path", text(handler.path.display())),
+            ("type", word(HANDLER_TYPES, handler.kind)),
+            ("root", optional(handler.root.as_ref().map(|p| p.display()))),
+        ];
+        (format!("runtime.handlers.{name}"), rows)
+    })
+}
+
+fn network(network: &Network) -> Vec<Row> {
+    vec![
+        ("conf_dir", text(network.conf_dir.display())),
+        (
+            "plugin_dirs",
+            array(network.plugin_dirs.iter().map(|p| p.display())),
+        ),
+        (
+            "plugin_timeout_seconds",
+            number(network.plugin_timeout.as_secs()),
+        ),
+    ]
+}
+
+fn image(image: &Image) -> Vec<Row> {
+    vec![
+        ("registries_conf", text(image.registries_conf.display())),
+        ("policy", text(image.policy.display())),
+        ("hosts_dir", text(image.hosts_dir.display())),
+        (
+            "auth_file",
+            optional(image.auth_file.as_ref().map(|p| p.display())),
+        ),
+        ("pinned", array(&image.pinned)),
+        ("max_parallel_layers", number(image.max_parallel_layers)),
+        ("max_layer_bytes", number(image.max_layer_bytes)),
+        ("max_layer_entries", number(image.max_layer_entries)),
+    ]
+}
+
+fn text(value: impl ToString) -> Value {
+    Value::String(value.to_string())
+}
+
+fn optional(value: Option<impl ToString>) -> Value {
+    Value::String(value.map_or_else(String::new, |value| value.to_string()))
+}
+
+/// Numbers were read from TOML, whose numbers are `i64`, or are defaults within that.
+fn number(value: impl TryInto<i64>) -> Value {
+    Value::Integer(value.try_into().unwrap_or(i64::MAX))
+}
+
+fn array(items: impl IntoIterator<Item = impl ToString>) -> Value {
+    Value::Array(items.into_iter().map(text).collect())
+}
+
+fn word<T: PartialEq>(words: &[(&str, T)], value: T) -> Value {
+    text(
+        words
+            .iter()
+            .find(|(_, meaning)| *meaning == value)
+            .map_or("", |(word, _)| word),
+    )
+}

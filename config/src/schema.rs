@@ -1,0 +1,393 @@
+//! Which keys there are, and what each may be. One function per section.
+
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+
+use crate::{
+    config::{
+        Api, CgroupManager, Config, Handler, HandlerType, Image, Log, LogFormat, LogLevel, Metrics,
+        Network, Platform, PlatformKind, Runtime, Storage, Stream,
+    },
+    error::{ConfigError, Fault, Origin},
+    read::{Section, absolute_path, array, integer, optional, parsed, printable, string, word},
+    source::{Item, Sources, Value},
+};
+
+/// `sun_path` of a unix socket, less the NUL that ends it. Source: unix(7).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// TOML numbers are signed.
+const MAX_NUMBER: u64 = i64::MAX as u64;
+
+pub(crate) const PLATFORM_KINDS: &[(&str, PlatformKind)] =
+    &[("linux", PlatformKind::Linux), ("zos", PlatformKind::Zos)];
+pub(crate) const HANDLER_TYPES: &[(&str, HandlerType)] =
+    &[("oci", HandlerType::Oci), ("shim", HandlerType::Shim)];
+pub(crate) const CGROUP_MANAGERS: &[(&str, CgroupManager)] = &[
+    ("cgroupfs", CgroupManager::Cgroupfs),
+    ("systemd", CgroupManager::Systemd),
+];
+pub(crate) const LOG_LEVELS: &[(&str, LogLevel)] = &[
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+pub(crate) const LOG_FORMATS: &[(&str, LogFormat)] =
+    &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+/// The configuration that the merged files describe, over the defaults.
+pub(crate) fn parse(sources: &Sources) -> Result<Config, ConfigError> {
+    let mut faults = Vec::new();
+    let mut root = Section::root(sources.table.clone());
+    let config = Config {
+        api: api(root.section("api", &mut faults), &mut faults),
+        storage: storage(root.section("storage", &mut faults), &mut faults),
+        platform: platform(root.section("platform", &mut faults), &mut faults),
+        runtime: runtime(root.section("runtime", &mut faults), &mut faults),
+        network: network(root.section("network", &mut faults), &mut faults),
+        image: image(root.section("image", &mut faults), &mut faults),
+        stream: stream(root.section("stream", &mut faults), &mut faults),
+        metrics: metrics(root.section("metrics", &mut faults), &mut faults),
+        log: log(root.section("log", &mut faults), &mut faults),
+        sources: sources.files.clone(),
+    };
+    root.finish(&mut faults);
+    if faults.is_empty() {
+        Ok(config)
+    } else {
+        Err(ConfigError::Invalid { faults })
+    }
+}
+
+fn api(mut section: Section, faults: &mut Vec<Fault>) -> Api {
+    let mut api = Api::default();
+    section.set("listen", &mut api.listen, socket_path, faults);
+    section.set("socket_mode", &mut api.socket_mode, mode, faults);
+    section.set(
+        "socket_group",
+        &mut api.socket_group,
+        optional(group),
+        faults,
+    );
+    let bytes = integer(
+        Api::MIN_MESSAGE_BYTES,
+        usize::try_from(i32::MAX).unwrap_or(usize::MAX),
+    );
+    section.set(
+        "max_message_bytes",
+        &mut api.max_message_bytes,
+        bytes,
+        faults,
+    );
+    section.finish(faults);
+    api
+}
+
+fn socket_path(value: &Value) -> Result<PathBuf, String> {
+    let path = absolute_path(value)?;
+    match path.as_os_str().len() {
+        0..=MAX_SOCKET_PATH => Ok(path),
+        length => Err(format!(
+            "has {length} bytes, a socket's path has at most {MAX_SOCKET_PATH}"
+        )),
+    }
+}
+
+fn mode(value: &Value) -> Result<u32, String> {
+    let wrong = || "must be permissions in octal as a string, such as \"0660\"".to_owned();
+    let text = string(value).map_err(|_| wrong())?;
+    // from_str_radix takes a sign, a mode has none.
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    let mode = u32::from_str_radix(&text, 8)
+        .ok()
+        .filter(|mode| digits && *mode <= 0o777);
+    mode.ok_or_else(wrong)
+}
+
+fn group(value: &Value) -> Result<String, String> {
+    let name = string(value)?;
+    let odd = name
+        .chars()
+        .any(|c| c.is_control() || c.is_whitespace() || c == ':');
+    if odd {
+        Err("must be the name or number of a group".to_owned())
+    } else {
+        Ok(name)
+    }
+}
+
+fn storage(mut section: Section, faults: &mut Vec<Fault>) -> Storage {
+    let mut storage = Storage::default();
+    section.set("root", &mut storage.root, absolute_path, faults);
+    let origin = section.set("state", &mut storage.state, absolute_path, faults);
+    if storage.root == storage.state {
+        faults.push(Fault {
+            key: section.key("state"),
+            value: Some(format!("{:?}", storage.state)),
+            origin,
+            reason: "must be another directory than storage.root".to_owned(),
+        });
+    }
+    section.finish(faults);
+    storage
+}
+
+fn platform(mut section: Section, faults: &mut Vec<Fault>) -> Platform {
+    let mut platform = Platform::default();
+    section.set("kind", &mut platform.kind, word(PLATFORM_KINDS), faults);
+    section.set(
+        "image",
+        &mut platform.image,
+        |value| string(value)?.parse(),
+        faults,
+    );
+    section.finish(faults);
+    platform
+}
+
+fn runtime(mut section: Section, faults: &mut Vec<Fault>) -> Runtime {
+    let mut runtime = Runtime::default();
+    let before = faults.len();
+    let given = section.set(
+        "default_handler",
+        &mut runtime.default_handler,
+        string,
+        faults,
+    );
+    section.set("shim", &mut runtime.shim, optional(absolute_path), faults);
+    section.set(
+        "cgroup_manager",
+        &mut runtime.cgroup_manager,
+        word(CGROUP_MANAGERS),
+        faults,
+    );
+    let manager = runtime.cgroup_manager;
+    runtime.cgroup_parent = manager.default_parent().to_owned();
+    section.set(
+        "cgroup_parent",
+        &mut runtime.cgroup_parent,
+        |value| cgroup_parent(value, manager),
+        faults,
+    );
+    let limit = |value: &Value| integer(0, u32::MAX)(value).map(NonZeroU32::new);
+    section.set("pids_limit", &mut runtime.pids_limit, limit, faults);
+    handlers(section.section("handlers", faults), &mut runtime, faults);
+    // A second complaint about a handler that is there, but wrong, would only mislead.
+    if faults.len() == before {
+        check_default(&runtime, given, faults);
+    }
+    section.finish(faults);
+    runtime
+}
+
+fn cgroup_parent(value: &Value, manager: CgroupManager) -> Result<String, String> {
+    let text = string(value)?;
+    match manager {
+        _ if text.is_empty() => Ok(manager.default_parent().to_owned()),
+        CgroupManager::Cgroupfs => {
+            absolute_path(value).map_err(|e| {
+                format!("{e} below the control groups' root (the manager is cgroupfs)")
+            })?;
+            Ok(text)
+        }
+        CgroupManager::Systemd if text.ends_with(".slice") && !text.contains('/') => Ok(text),
+        CgroupManager::Systemd => {
+            Err("must be a slice, such as \"zcri.slice\" (the manager is systemd)".to_owned())
+        }
+    }
+}
+
+fn handlers(mut section: Section, runtime: &mut Runtime, faults: &mut Vec<Fault>) {
+    let given = section.take_all();
+    if given.is_empty() {
+        return;
+    }
+    let mut defaults = std::mem::take(&mut runtime.handlers);
+    for (name, item) in given {
+        let path = section.key(&printable(&name));
+        if !is_label(&name) {
+            faults.push(Fault {
+                key: path,
+                value: None,
+                origin: Some(item.origin),
+                reason: "a handler's name has 1 to 63 of a-z, 0-9 and -, and neither starts nor ends with -".to_owned(),
+            });
+            continue;
+        }
+        if let Some(handler) = handler(path, item, defaults.remove(&name), faults) {
+            runtime.handlers.insert(name, handler);
+        }
+    }
+}
+
+/// A DNS label, as RuntimeClass wants its `handler`. Source: Kubernetes, `pkg/apis/node/validation`.
+fn is_label(name: &str) -> bool {
+    let inner = name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    (1..=63).contains(&name.len()) && inner && !name.starts_with('-') && !name.ends_with('-')
+}
+
+fn handler(
+    path: String,
+    item: Item,
+    default: Option<Handler>,
+    faults: &mut Vec<Fault>,
+) -> Option<Handler> {
+    let origin = item.origin.clone();
+    let before = faults.len();
+    let mut section = Section::of(path, item, faults);
+    if faults.len() > before {
+        return None;
+    }
+    let has_default = default.is_some();
+    let mut handler = default.unwrap_or(Handler {
+        path: PathBuf::new(),
+        kind: HandlerType::Oci,
+        root: None,
+    });
+    let given = section.set("path", &mut handler.path, absolute_path, faults);
+    if given.is_none() && !has_default {
+        let reason = "missing: a handler needs the absolute path of its program".to_owned();
+        faults.push(Fault {
+            key: section.key("path"),
+            value: None,
+            origin: Some(origin),
+            reason,
+        });
+    }
+    section.set("type", &mut handler.kind, word(HANDLER_TYPES), faults);
+    section.set("root", &mut handler.root, optional(absolute_path), faults);
+    section.finish(faults);
+    Some(handler)
+}
+
+fn check_default(runtime: &Runtime, origin: Option<Origin>, faults: &mut Vec<Fault>) {
+    if runtime.handlers.contains_key(&runtime.default_handler) {
+        return;
+    }
+    let names = runtime
+        .handlers
+        .keys()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    faults.push(Fault {
+        key: "runtime.default_handler".to_owned(),
+        value: Some(Value::String(runtime.default_handler.clone()).to_string()),
+        origin,
+        reason: format!("no such handler (there are {names})"),
+    });
+}
+
+fn network(mut section: Section, faults: &mut Vec<Fault>) -> Network {
+    let mut network = Network::default();
+    section.set("conf_dir", &mut network.conf_dir, absolute_path, faults);
+    section.set("plugin_dirs", &mut network.plugin_dirs, plugin_dirs, faults);
+    let mut seconds = network.plugin_timeout.as_secs();
+    section.set(
+        "plugin_timeout_seconds",
+        &mut seconds,
+        integer(1, 3600),
+        faults,
+    );
+    network.plugin_timeout = Duration::from_secs(seconds);
+    section.finish(faults);
+    network
+}
+
+fn plugin_dirs(value: &Value) -> Result<Vec<PathBuf>, String> {
+    let dirs = array(absolute_path)(value)?;
+    // They travel in CNI_PATH, whose separator cannot be escaped.
+    if let Some(dir) = dirs
+        .iter()
+        .find(|dir| dir.as_os_str().as_encoded_bytes().contains(&b':'))
+    {
+        return Err(format!("{dir:?} must not contain \":\""));
+    }
+    if dirs.is_empty() {
+        Err("must name at least one directory".to_owned())
+    } else {
+        Ok(dirs)
+    }
+}
+
+fn image(mut section: Section, faults: &mut Vec<Fault>) -> Image {
+    let mut image = Image::default();
+    section.set(
+        "registries_conf",
+        &mut image.registries_conf,
+        absolute_path,
+        faults,
+    );
+    section.set("policy", &mut image.policy, absolute_path, faults);
+    section.set("hosts_dir", &mut image.hosts_dir, absolute_path, faults);
+    section.set(
+        "auth_file",
+        &mut image.auth_file,
+        optional(absolute_path),
+        faults,
+    );
+    section.set("pinned", &mut image.pinned, array(pinned), faults);
+    section.set(
+        "max_parallel_layers",
+        &mut image.max_parallel_layers,
+        integer(1, 64),
+        faults,
+    );
+    section.set(
+        "max_layer_bytes",
+        &mut image.max_layer_bytes,
+        integer(1, MAX_NUMBER),
+        faults,
+    );
+    section.set(
+        "max_layer_entries",
+        &mut image.max_layer_entries,
+        integer(1, MAX_NUMBER),
+        faults,
+    );
+    section.finish(faults);
+    image
+}
+
+fn pinned(value: &Value) -> Result<String, String> {
+    let pattern = string(value)?;
+    if pattern.is_empty() {
+        Err("must be an image's name".to_owned())
+    } else {
+        Ok(pattern)
+    }
+}
+
+fn stream(mut section: Section, faults: &mut Vec<Fault>) -> Stream {
+    let mut stream = Stream::default();
+    section.set(
+        "address",
+        &mut stream.address,
+        parsed("an IPv4 or IPv6 address"),
+        faults,
+    );
+    section.set("port", &mut stream.port, integer(0, u16::MAX), faults);
+    section.finish(faults);
+    stream
+}
+
+fn metrics(mut section: Section, faults: &mut Vec<Fault>) -> Metrics {
+    let mut metrics = Metrics::default();
+    let address = optional(parsed(
+        "an address and port, such as \"127.0.0.1:9537\" or \"[::1]:9537\"",
+    ));
+    section.set("listen", &mut metrics.listen, address, faults);
+    section.finish(faults);
+    metrics
+}
+
+fn log(mut section: Section, faults: &mut Vec<Fault>) -> Log {
+    let mut log = Log::default();
+    section.set("level", &mut log.level, word(LOG_LEVELS), faults);
+    section.set("format", &mut log.format, word(LOG_FORMATS), faults);
+    section.finish(faults);
+    log
+}

@@ -1,0 +1,72 @@
+//! Processes made without `exec`. Only a process with a single thread may do that from safe code: the child of
+//! another one would find locks held by threads that do not exist in it.
+
+use std::io;
+
+/// Which side of a fork this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The process that forked, with the number of its child.
+    Parent(u32),
+    /// The new process.
+    Child,
+}
+
+fn require_single_thread() -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task")?.count() == 1 {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "a process with several threads cannot fork safely",
+        ))
+    }
+}
+
+/// Forks.
+///
+/// # Errors
+/// The process has more than one thread, or the kernel refuses.
+pub fn fork() -> io::Result<Side> {
+    require_single_thread()?;
+    // SAFETY: there is no other thread (checked above), so no lock is held by one that the child lacks.
+    side(i64::from(unsafe { libc::fork() }))
+}
+
+/// Forks a child that is process 1 of a new PID namespace, with a mount namespace of its own.
+///
+/// `clone3` is called directly, so the C library of the child believes to have its parent's thread number; the
+/// child must not create threads or raise signals at itself.
+pub(crate) fn fork_as_namespace_init() -> io::Result<Side> {
+    require_single_thread()?;
+    // SAFETY: all-zero is a valid `clone_args`: no flag, no pointer.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS)
+        .unsigned_abs()
+        .into();
+    args.exit_signal = libc::SIGCHLD.unsigned_abs().into();
+    // SAFETY: without CLONE_VM and with a null stack this is a fork; `args` lives across the call, and its size
+    // is given. No other thread exists (checked above).
+    side(unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const args,
+            size_of::<libc::clone_args>(),
+        )
+    })
+}
+
+fn side(result: i64) -> io::Result<Side> {
+    match result {
+        0 => Ok(Side::Child),
+        pid if pid > 0 => u32::try_from(pid)
+            .map(Side::Parent)
+            .map_err(io::Error::other),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends this process at once, without the exit handlers that belong to the process it was forked from.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` takes no pointers and does not return.
+    unsafe { libc::_exit(code) }
+}

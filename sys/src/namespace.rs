@@ -1,0 +1,255 @@
+//! Namespaces that live without a process: made by a thread, kept alive by a bind mount.
+//!
+//! A pod has no pause container. Its network, IPC and UTS namespaces are made by a thread that enters new ones,
+//! sets them up (loopback, host name, sysctls), bind-mounts its `/proc/thread-self/ns/*` files onto files in
+//! the pod's bundle, and ends.
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::MountFlags;
+use rustix::thread::UnshareFlags;
+
+use crate::{Error, Result};
+
+/// What a pod wants of its own. A namespace whose path is `None` is the host's.
+#[derive(Debug, Clone, Default)]
+pub struct PodNamespaces {
+    /// File to pin the network namespace on.
+    pub net: Option<PathBuf>,
+    /// File to pin the IPC namespace on.
+    pub ipc: Option<PathBuf>,
+    /// File to pin the UTS namespace on.
+    pub uts: Option<PathBuf>,
+    /// Host name inside the UTS namespace.
+    pub hostname: Option<String>,
+    /// Sysctls of these namespaces, by dotted name.
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// Makes and pins the namespaces; on failure nothing stays pinned.
+///
+/// Blocks for the time of a few system calls, in a thread of its own that ends before this returns.
+///
+/// # Errors
+/// The step that failed, with its path or sysctl.
+pub fn create(wanted: &PodNamespaces) -> Result<()> {
+    let spawned = std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("pod-namespaces".into())
+            .spawn_scoped(scope, || create_in_this_thread(wanted))
+            .map(std::thread::ScopedJoinHandle::join)
+    });
+    let result = match spawned {
+        Ok(Ok(result)) => result,
+        Ok(Err(_panic)) => Err(Error::call(
+            "create namespaces",
+            std::io::Error::other("the thread panicked"),
+        )),
+        Err(source) => Err(Error::call("start a thread for namespaces", source)),
+    };
+    if result.is_err() {
+        for path in [&wanted.net, &wanted.ipc, &wanted.uts]
+            .into_iter()
+            .flatten()
+        {
+            // The first error is the one to report; what never was pinned has nothing to undo.
+            drop(unpin(path));
+        }
+    }
+    result
+}
+
+fn create_in_this_thread(wanted: &PodNamespaces) -> Result<()> {
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWNET, wanted.net.is_some());
+    flags.set(UnshareFlags::NEWIPC, wanted.ipc.is_some());
+    flags.set(UnshareFlags::NEWUTS, wanted.uts.is_some());
+    // SAFETY: the flags name no namespace whose change breaks other threads (no CLONE_FILES, CLONE_FS, CLONE_VM);
+    // the calling thread was made for this and ends afterwards.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+        .map_err(|e| Error::call("unshare namespaces", e))?;
+    if wanted.net.is_some() {
+        loopback_up()?;
+    }
+    if let Some(name) = wanted.hostname.as_ref().filter(|_| wanted.uts.is_some()) {
+        rustix::system::sethostname(name.as_bytes())
+            .map_err(|e| Error::call("set the host name", e))?;
+    }
+    for (name, value) in &wanted.sysctls {
+        set_sysctl(name, value)?;
+    }
+    for (path, kind) in [
+        (&wanted.net, "net"),
+        (&wanted.ipc, "ipc"),
+        (&wanted.uts, "uts"),
+    ] {
+        if let Some(path) = path {
+            pin(&Path::new("/proc/thread-self/ns").join(kind), path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Pins the namespace `kind` ("pid", "net", ...) of a living process on `path`.
+///
+/// # Errors
+/// The process is gone, or the mount was refused.
+pub fn pin_of_process(pid: u32, kind: &str, path: &Path) -> Result<()> {
+    pin(&PathBuf::from(format!("/proc/{pid}/ns/{kind}")), path)
+}
+
+fn pin(from: &Path, path: &Path) -> Result<()> {
+    std::fs::File::create(path).map_err(|e| Error::path("create", path, e))?;
+    rustix::mount::mount_bind(from, path)
+        .map_err(|e| Error::path("pin a namespace on", path, e))?;
+    // A namespace file that travels to every other mount namespace of the host could never be let go.
+    rustix::mount::mount_change(path, rustix::mount::MountPropagationFlags::PRIVATE)
+        .map_err(|e| Error::path("make private", path, e))
+}
+
+/// Lets a pinned namespace go; it ends with the last process in it. Nothing pinned there is no error.
+///
+/// # Errors
+/// The mount could not be detached or the file not be removed.
+pub fn unpin(path: &Path) -> Result<()> {
+    crate::mount::unmount(path)?;
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::path("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Sets a sysctl as the calling thread's namespaces see it.
+fn set_sysctl(name: &str, value: &str) -> Result<()> {
+    let fail = |source| Error::Sysctl {
+        name: name.into(),
+        value: value.into(),
+        source,
+    };
+    // sysctl(8): dots separate, and a slash in a name stands for a dot within a part (net.ipv4.conf.eth0/1.x).
+    let relative: String = name
+        .chars()
+        .map(|c| match c {
+            '.' => '/',
+            '/' => '.',
+            other => other,
+        })
+        .collect();
+    if relative
+        .split('/')
+        .any(|part| part.is_empty() || part == "..")
+    {
+        return Err(fail(std::io::ErrorKind::InvalidInput.into()));
+    }
+    let path = Path::new("/proc/sys").join(relative);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(fail)?;
+    file.write_all(value.as_bytes()).map_err(fail)
+}
+
+/// Brings `lo` up in the calling thread's network namespace.
+fn loopback_up() -> Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|e| Error::call("open a socket to bring lo up", e))?;
+    // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_UP | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(|_| {
+        Error::call(
+            "bring lo up",
+            std::io::Error::from(std::io::ErrorKind::InvalidInput),
+        )
+    })?;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq with a terminated name and the flags, both set above; it outlives the call.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if answer < 0 {
+        return Err(Error::call("bring lo up", std::io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+/// Whether `path` holds a pinned namespace (and not a plain file that a crash left behind).
+pub fn is_pinned(path: &Path) -> bool {
+    const NSFS_MAGIC: u64 = 0x6e73_6673;
+    rustix::fs::statfs(path)
+        .is_ok_and(|fs| u64::try_from(fs.f_type).is_ok_and(|magic| magic == NSFS_MAGIC))
+}
+
+/// Bind-mounts `from` on `to`, which must exist, without its submounts.
+///
+/// # Errors
+/// The mount was refused.
+pub fn bind(from: &Path, to: &Path) -> Result<()> {
+    rustix::mount::mount(from, to, "", MountFlags::BIND, None)
+        .map_err(|e| Error::path("bind mount on", to, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names_cannot_leave_proc_sys() {
+        for name in ["net..ipv4", "../x", "", "kernel.", "a.//.b"] {
+            assert!(
+                matches!(set_sysctl(name, "1"), Err(Error::Sysctl { .. })),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pod_gets_namespaces_of_its_own_and_loses_them() {
+        if !rustix::process::geteuid().is_root() {
+            panic!("this test needs root");
+        }
+        let dir = std::env::temp_dir().join(format!("zcri-ns-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let wanted = PodNamespaces {
+            net: Some(dir.join("net")),
+            ipc: Some(dir.join("ipc")),
+            uts: Some(dir.join("uts")),
+            hostname: Some("pod-a".into()),
+            sysctls: vec![
+                ("net.ipv4.ip_forward".into(), "1".into()),
+                ("kernel.shm_rmid_forced".into(), "1".into()),
+            ],
+        };
+        create(&wanted).unwrap();
+        for name in ["net", "ipc", "uts"] {
+            assert!(is_pinned(&dir.join(name)));
+            let own = std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+            let ours = rustix::fs::stat(dir.join(name)).unwrap().st_ino;
+            assert!(!own.to_string_lossy().contains(&ours.to_string()));
+            unpin(&dir.join(name)).unwrap();
+            unpin(&dir.join(name)).unwrap();
+        }
+        std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_pinned() {
+        let dir = std::env::temp_dir().join(format!("zcri-nsf-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let wanted = PodNamespaces {
+            net: Some(dir.join("net")),
+            uts: Some(dir.join("missing/uts")),
+            ..PodNamespaces::default()
+        };
+        let error = create(&wanted).unwrap_err();
+        assert!(error.to_string().contains("missing/uts"), "{error}");
+        std::fs::remove_dir(&dir).expect("nothing is left in the directory");
+    }
+}
