@@ -1,4 +1,5 @@
 //! Containers.
 
 pub mod config;
+pub mod host;
 pub mod spec;
