@@ -256,7 +256,7 @@ pub struct Network {
     pub conf_dir: PathBuf,
     /// Directories of the plugins, in the order of search; not empty, absolute, free of `:`.
     pub plugin_dirs: Vec<PathBuf>,
-    /// Time that the plugins of one operation have together.
+    /// Time that the plugins of an attachment have together, and each plugin that detaches.
     pub plugin_timeout: Duration,
 }
 

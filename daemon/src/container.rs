@@ -1,5 +1,19 @@
-//! Containers.
+//! Containers: their configuration, their state, and what is done to them.
+//!
+//! ```text
+//!   CreateContainer --> created --start--> running --exit--> exited --remove--> (gone)
+//!                          |                                   ^
+//!                          +--start failed (code 128)----------+
+//! ```
 
 pub mod config;
-pub mod host;
+mod create;
+mod exec;
+mod host;
 pub mod spec;
+mod state;
+mod user_files;
+
+pub(crate) use create::{prepare, rewrite_resources, unmake, view_of};
+pub use exec::{ExecOutput, exec_sync};
+pub use state::{ContainerState, ContainerView, Exited};

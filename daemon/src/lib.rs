@@ -1,6 +1,17 @@
-//! The library behind `zcrid`.
+//! The library behind `zcrid`. ARCHITECTURE.md has the map.
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod compose;
 pub mod container;
 pub mod cri;
+pub mod error;
+pub mod id;
+pub mod images;
+pub mod network;
+pub mod node;
 pub mod pod;
+pub mod runtime;
+pub mod state;
+pub mod stats;
+mod time;

@@ -1,3 +1,8 @@
-//! zcrid.
+//! `zcrid`: the daemon's program. Everything is in the library.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    zcri_daemon::cli::run()
+}

@@ -1,3 +1,28 @@
-//! Pod sandboxes.
+//! Pod sandboxes: their configuration, their making and unmaking, and the task that owns each.
+//!
+//! A sandbox has no process of its own but its shim:
+//!
+//! ```text
+//!   RunPodSandbox --> creating --> ready --stop--> stopped --remove--> (gone)
+//!                        |  (failure: unmade)         ^
+//!                        v                            |
+//!                      (gone)        shim lost -------+
+//! ```
+//!
+//! [`Pods`] is the way in. Lists and statuses read [`PodView`]s, which the owning task publishes; requests that
+//! change something reach that task as messages.
 
+mod actor;
 pub mod config;
+mod create;
+mod files;
+mod pods;
+mod recovery;
+mod teardown;
+mod view;
+
+pub(crate) use actor::Owned;
+pub use actor::PodHandle;
+pub(crate) use files::{PodFiles, host_name};
+pub use pods::{Pods, StopSignal};
+pub use view::{PodKey, PodState, PodView};

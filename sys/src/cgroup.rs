@@ -82,6 +82,28 @@ impl Tree {
         }
     }
 
+    /// Whether the tree that has the controllers has this one.
+    pub fn has_controller(&self, name: &str) -> bool {
+        match self.version() {
+            Version::V1 => self.controllers.contains_key(name),
+            Version::V2 => self.unified.as_ref().is_some_and(|root| {
+                let list = std::fs::read_to_string(root.join("cgroup.controllers"));
+                list.is_ok_and(|list| list.split_whitespace().any(|one| one == name))
+            }),
+        }
+    }
+
+    /// Whether the memory controller accounts for swap: on v1 that was a choice at boot (`swapaccount`).
+    pub fn accounts_for_swap(&self) -> bool {
+        match self.version() {
+            Version::V1 => self
+                .dir("memory", "/")
+                .is_some_and(|dir| dir.join("memory.memsw.limit_in_bytes").exists()),
+            // The root group has no limits; whether swap is there at all shows in the machine.
+            Version::V2 => self.has_controller("memory") && Path::new("/proc/swaps").exists(),
+        }
+    }
+
     /// Directory of group `path` (absolute within its hierarchy) for a controller; on v2 the same for all.
     pub fn dir(&self, controller: &str, path: &str) -> Option<PathBuf> {
         let root = match self.version() {

@@ -90,6 +90,21 @@ pub fn disregard(signals: &[i32]) -> io::Result<()> {
     })
 }
 
+/// Gives every signal its default disposition and unblocks all. What is ignored or blocked by whoever started this
+/// process would reach every program that it starts.
+pub fn reset_all() {
+    for signal in 1..=64 {
+        // SIGKILL, SIGSTOP and the C library's own two cannot be changed, and need not be.
+        handle(signal, libc::SIG_DFL, 0).ok();
+    }
+    // SAFETY: `sigset_t` is plain data that `sigemptyset` initialises, and every pointer is to it.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
 /// Lets the kernel reap this process's children by itself (`SIGCHLD` ignored), and undoes what [`disregard`] did
 /// for the given signals.
 pub(crate) fn reap_automatically_and_default(signals: &[i32]) -> io::Result<()> {

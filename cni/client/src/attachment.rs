@@ -147,3 +147,93 @@ pub(crate) fn is_ifname(name: &str) -> bool {
         && name != ".."
         && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment() -> Attachment {
+        Attachment {
+            container_id: "0123456789abcdef".to_owned(),
+            netns: PathBuf::from("/run/netns/x"),
+            ifname: "eth0".to_owned(),
+            args: pod_args("kube-system", "coredns-1", "uid-1", "0123456789abcdef"),
+            runtime_config: RuntimeConfig::default(),
+        }
+    }
+
+    #[test]
+    fn arguments_are_as_plugins_expect_them() {
+        let expected = "IgnoreUnknown=1;K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=coredns-1;\
+                        K8S_POD_INFRA_CONTAINER_ID=0123456789abcdef;K8S_POD_UID=uid-1";
+        assert_eq!(attachment().cni_args(), expected);
+        let own = Attachment {
+            args: vec![("A".into(), "b".into())],
+            ..attachment()
+        };
+        assert_eq!(own.cni_args(), "IgnoreUnknown=1;A=b");
+        assert_eq!(
+            Attachment {
+                args: Vec::new(),
+                ..attachment()
+            }
+            .cni_args(),
+            "IgnoreUnknown=1"
+        );
+    }
+
+    #[test]
+    fn what_no_plugin_could_take_is_refused() {
+        assert_eq!(attachment().validate(), Ok(()));
+        let long = "a".repeat(MAX_ID + 1);
+        for id in ["", "-a", "a/b", "a:b", "a b", "..", "\u{e9}", long.as_str()] {
+            let wrong = Attachment {
+                container_id: id.to_owned(),
+                ..attachment()
+            };
+            assert_eq!(
+                wrong.validate().unwrap_err().field,
+                "container_id",
+                "{id:?}"
+            );
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\n",
+            "sixteen-letters-",
+        ] {
+            let wrong = Attachment {
+                ifname: name.to_owned(),
+                ..attachment()
+            };
+            assert_eq!(wrong.validate().unwrap_err().field, "ifname", "{name:?}");
+        }
+        for (key, value) in [
+            ("", "v"),
+            ("a;b", "v"),
+            ("a", "v;K8S_POD_NAME=other"),
+            ("a", "b=c"),
+            ("a", "\0"),
+        ] {
+            let wrong = Attachment {
+                args: vec![(key.to_owned(), value.to_owned())],
+                ..attachment()
+            };
+            assert_eq!(
+                wrong.validate().unwrap_err().field,
+                "args",
+                "{key:?} {value:?}"
+            );
+        }
+        let wrong = Attachment {
+            netns: PathBuf::from("/run/\0"),
+            ..attachment()
+        };
+        assert_eq!(wrong.validate().unwrap_err().field, "netns");
+    }
+}

@@ -375,3 +375,111 @@ fn record(stored: Stored) -> Option<Record> {
         complete: stored.complete,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A record of version 1 as the first program that wrote one did. It stays for ever.
+    const GOLDEN_1: &str = include_str!("../tests/golden/attachment-1");
+
+    fn record() -> Record {
+        let plugin = |value: Value| {
+            let config = value.as_object().cloned().unwrap();
+            PluginConf {
+                kind: config["type"].as_str().unwrap().to_owned(),
+                config,
+            }
+        };
+        Record {
+            container_id: "9f2c".to_owned(),
+            ifname: "eth0".to_owned(),
+            netns: PathBuf::from("/run/zcri/pods/9f2c/ns/net"),
+            args: "IgnoreUnknown=1;K8S_POD_NAME=web".to_owned(),
+            capabilities: json!({"portMappings": [{"hostPort": 8080}]})
+                .as_object()
+                .cloned()
+                .unwrap(),
+            network: Network {
+                name: "pods".to_owned(),
+                version: SpecVersion::V1_0_0,
+                disable_check: true,
+                disable_gc: false,
+                plugins: vec![
+                    plugin(json!({"type": "bridge", "ipam": {"type": "host-local"}})),
+                    plugin(json!({"type": "portmap", "capabilities": {"portMappings": true}})),
+                ],
+            },
+            result: Some(json!({"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.5/16"}]})),
+            complete: true,
+        }
+    }
+
+    #[test]
+    fn version_1_is_read_for_ever() {
+        assert_eq!(decode(GOLDEN_1.as_bytes()), Ok(record()));
+        assert_eq!(encode(&record()), GOLDEN_1, "version 1 is what is written");
+    }
+
+    #[test]
+    fn damage_is_told() {
+        let good = encode(&record());
+        for length in 0..good.len() - 1 {
+            assert!(
+                decode(&good.as_bytes()[..length]).is_err(),
+                "cut at {length}"
+            );
+        }
+        let mut flipped = good.clone().into_bytes();
+        for i in 0..flipped.len() - 1 {
+            flipped[i] ^= 1;
+            assert!(decode(&flipped).is_err(), "flipped at {i}");
+            flipped[i] ^= 1;
+        }
+        let newer = good.replacen(&format!("{MAGIC} 1 "), &format!("{MAGIC} 2 "), 1);
+        assert!(decode(newer.as_bytes()).unwrap_err().contains("version 2"));
+    }
+
+    /// The checksum keeps accidents out, not people: the content is checked too.
+    #[test]
+    fn content_is_checked() {
+        for (from, to) in [
+            ("\"type\":\"bridge\"", "\"type\":\"../sh\""),
+            ("\"containerId\":\"9f2c\"", "\"containerId\":\"../9f\""),
+            ("\"ifname\":\"eth0\"", "\"ifname\":\"a/b\""),
+            (
+                "\"cniVersion\":\"1.0.0\",\"disable",
+                "\"cniVersion\":\"9.0.0\",\"disable",
+            ),
+            ("\"complete\":true", "\"complete\":true,\"more\":1"),
+        ] {
+            let text = encode(&record());
+            let body = text.lines().nth(1).unwrap().replace(from, to);
+            assert_ne!(body, text.lines().nth(1).unwrap(), "{from}");
+            let text = format!("{MAGIC} 1 {}\n{body}\n", checksum(body.as_bytes()));
+            assert!(decode(text.as_bytes()).is_err(), "{to}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_survives(
+            id in "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,40}",
+            args in "\\PC{0,30}",
+            result in proptest::option::of("\\PC{0,30}"),
+            complete in any::<bool>(),
+        ) {
+            let result = result.map(|text| json!({ "dns": { "domain": text } }));
+            let record = Record { container_id: id, args, result, complete, ..record() };
+            prop_assert_eq!(decode(encode(&record).as_bytes()), Ok(record));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(decode(&bytes).is_err());
+        }
+    }
+}

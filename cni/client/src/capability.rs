@@ -201,3 +201,77 @@ fn ip_range(range: &IpRange) -> Value {
     );
     Value::Object(object)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_have_the_form_of_the_conventions() {
+        let mapping = |host_port, host_ip: Option<&str>| PortMapping {
+            host_port,
+            container_port: 80,
+            protocol: Protocol::Sctp,
+            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+        };
+        let config = RuntimeConfig {
+            port_mappings: vec![
+                mapping(8080, None),
+                mapping(0, None),
+                mapping(81, Some("::ffff:192.0.2.1")),
+            ],
+            bandwidth: Some(Bandwidth::from_rates(Some(1_000_000), None)),
+            dns: Some(RuntimeDns {
+                servers: vec!["10.0.0.10".into()],
+                ..RuntimeDns::default()
+            }),
+            ips: vec!["10.10.0.1/24".into()],
+            ip_ranges: vec![vec![IpRange {
+                subnet: "10.1.2.0/24".into(),
+                range_start: Some("10.1.2.3".parse().unwrap()),
+                range_end: None,
+                gateway: None,
+            }]],
+            mac: Some("c2:11:22:33:44:55".into()),
+            aliases: vec!["db".into()],
+            cgroup_path: Some("/kubepods/pod1".into()),
+            other: BTreeMap::from([(
+                "io.kubernetes.cri.pod-annotations".into(),
+                json!({"a": "b"}),
+            )]),
+        };
+        let expected = json!({
+            "portMappings": [
+                {"hostPort": 8080, "containerPort": 80, "protocol": "sctp"},
+                {"hostPort": 81, "containerPort": 80, "protocol": "sctp", "hostIP": "192.0.2.1"},
+            ],
+            "bandwidth": {
+                "ingressRate": 1_000_000, "ingressBurst": 2_147_483_647, "egressRate": 0, "egressBurst": 0,
+            },
+            "dns": {"servers": ["10.0.0.10"], "searches": [], "options": []},
+            "ips": ["10.10.0.1/24"],
+            "ipRanges": [[{"subnet": "10.1.2.0/24", "rangeStart": "10.1.2.3"}]],
+            "mac": "c2:11:22:33:44:55",
+            "aliases": ["db"],
+            "cgroupPath": "/kubepods/pod1",
+            "io.kubernetes.cri.pod-annotations": {"a": "b"},
+        });
+        assert_eq!(Value::Object(config.capabilities()), expected);
+    }
+
+    #[test]
+    fn nothing_known_is_nothing_passed_on() {
+        assert!(RuntimeConfig::default().capabilities().is_empty());
+        let unmapped = PortMapping {
+            host_port: 0,
+            container_port: 80,
+            protocol: Protocol::Tcp,
+            host_ip: None,
+        };
+        let config = RuntimeConfig {
+            port_mappings: vec![unmapped],
+            ..RuntimeConfig::default()
+        };
+        assert!(config.capabilities().is_empty());
+    }
+}

@@ -309,6 +309,10 @@ impl<'a> Chain<'a> {
             failure: Failure::Malformed { reason },
             stderr: String::new(),
         };
+        if output.len() > exec::MAX_STDOUT {
+            let reason = format!("a result of more than {} bytes", exec::MAX_STDOUT);
+            return Err(malformed(reason));
+        }
         let mut raw = serde_json::from_slice::<Value>(output)
             .map_err(|e| malformed(format!("result: {e}")))?;
         let result = AddResult::from_json(&raw).map_err(|e| malformed(format!("result: {e}")))?;

@@ -293,3 +293,244 @@ fn flag(top: &Map<String, Value>, key: &str) -> Result<bool, String> {
         Some(other) => Err(format!("{key} {other} is not true or false")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn dir(files: &[(&str, &str)]) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    fn list_of(name: &str) -> String {
+        json!({"cniVersion": "1.0.0", "name": name, "plugins": [{"type": "bridge"}]}).to_string()
+    }
+
+    #[test]
+    fn the_first_valid_one_is_used_and_the_others_are_named() {
+        let dir = dir(&[
+            ("05-broken.conflist", "{"),
+            ("06-ignored.txt", &list_of("text")),
+            (".00-hidden.conflist", &list_of("hidden")),
+            ("10-good.conflist", &list_of("good")),
+            ("20-later.conflist", &list_of("later")),
+        ]);
+        let loaded = load(dir.path()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(loaded.network.name, "good");
+        assert_eq!(loaded.file, dir.path().join("10-good.conflist"));
+        assert_eq!(loaded.skipped.len(), 1);
+        assert_eq!(
+            loaded.skipped[0].path,
+            dir.path().join("05-broken.conflist")
+        );
+    }
+
+    #[test]
+    fn none_is_told_from_wrong_ones() {
+        let empty = dir(&[("readme", "")]);
+        let error = load(empty.path()).err().unwrap();
+        assert!(
+            matches!(&error, LoadError::NoConfiguration { dir } if dir == empty.path()),
+            "{error}"
+        );
+        let missing = empty.path().join("missing");
+        let error = load(&missing).err().unwrap();
+        assert!(
+            matches!(&error, LoadError::NoConfiguration { dir } if *dir == missing),
+            "{error}"
+        );
+
+        let wrong = dir(&[("1.conf", "[]"), ("2.json", "{}")]);
+        let error = load(wrong.path()).err().unwrap().to_string();
+        assert!(
+            error.contains("1.conf: not a JSON object") && error.contains("2.json: \"cniVersion\""),
+            "{error}"
+        );
+
+        let file = dir(&[("file", "")]);
+        let error = load(&file.path().join("file")).err().unwrap();
+        assert!(matches!(error, LoadError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_single_plugin_is_a_list_of_one() {
+        let dir = dir(&[(
+            "1.conf",
+            r#"{"cniVersion":"0.3.1","name":"one","type":"macvlan","master":"eth0"}"#,
+        )]);
+        let network = load(dir.path()).unwrap_or_else(|e| panic!("{e}")).network;
+        assert_eq!(
+            (network.plugins.len(), network.version),
+            (1, SpecVersion::V0_3_1)
+        );
+        assert_eq!(network.plugins[0].config["master"], json!("eth0"));
+    }
+
+    #[test]
+    fn plugins_come_from_the_folder_of_the_network_too() {
+        let inlined = r#"{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"a"}]}"#;
+        let folder = [
+            ("n/2.conf", r#"{"type":"c"}"#),
+            ("n/1.conf", r#"{"type":"b"}"#),
+            ("n/0.txt", "{"),
+        ];
+        let kinds = |network: &Network| {
+            network
+                .plugins
+                .iter()
+                .map(|p| p.kind.clone())
+                .collect::<Vec<_>>()
+        };
+
+        let both = dir(&[&[("1.conflist", inlined)], &folder[..]].concat());
+        assert_eq!(
+            kinds(&load(both.path()).unwrap_or_else(|e| panic!("{e}")).network),
+            ["a", "b", "c"]
+        );
+
+        let none_inlined = r#"{"cniVersion":"1.1.0","name":"n"}"#;
+        let folder_only = dir(&[&[("1.conflist", none_inlined)], &folder[..]].concat());
+        assert_eq!(
+            kinds(
+                &load(folder_only.path())
+                    .unwrap_or_else(|e| panic!("{e}"))
+                    .network
+            ),
+            ["b", "c"]
+        );
+
+        let only = inlined.replace("\"name\"", "\"loadOnlyInlinedPlugins\":true,\"name\"");
+        let inlined_only = dir(&[&[("1.conflist", only.as_str())], &folder[..]].concat());
+        assert_eq!(
+            kinds(
+                &load(inlined_only.path())
+                    .unwrap_or_else(|e| panic!("{e}"))
+                    .network
+            ),
+            ["a"]
+        );
+    }
+
+    #[test]
+    fn the_highest_version_known_to_both_is_spoken() {
+        let version = |value: Value| {
+            let top = value.as_object().cloned().unwrap();
+            version(&top)
+        };
+        let both = json!({"cniVersion": "0.4.0", "cniVersions": ["0.3.1", "1.0.0", "7.0.0"]});
+        assert_eq!(version(both), Ok(SpecVersion::V1_0_0));
+        assert_eq!(
+            version(json!({"cniVersions": ["1.1.0"]})),
+            Ok(SpecVersion::V1_1_0)
+        );
+        assert!(
+            version(json!({"cniVersion": "0.2.0"}))
+                .unwrap_err()
+                .contains("0.2.0")
+        );
+        assert!(version(json!({})).unwrap_err().contains("missing"));
+        assert!(version(json!({"cniVersion": 1})).is_err());
+        assert!(version(json!({"cniVersions": "1.0.0"})).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (value, names) in [
+            (
+                json!({"cniVersion": "1.0.0", "plugins": [{"type": "a"}]}),
+                "name",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "../x", "plugins": [{"type": "a"}]}),
+                "../x",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "", "plugins": [{"type": "a"}]}),
+                "name",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": []}),
+                "no plugins",
+            ),
+            (json!({"cniVersion": "1.0.0", "name": "n"}), "no plugins"),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": {}}),
+                "plugins",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": [1]}),
+                "object",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{}]}),
+                "type",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": 1}]}),
+                "type",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "../../bin/sh"}]}),
+                "../../bin/sh",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": ".."}]}),
+                "..",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "a", "capabilities": 1}]}),
+                "capabilities",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "disableCheck": "maybe", "plugins": [{"type": "a"}]}),
+                "maybe",
+            ),
+            (
+                json!({"cniVersion": "1.0.0", "name": "n", "loadOnlyInlinedPlugins": true}),
+                "loadOnlyInlinedPlugins",
+            ),
+        ] {
+            let error = network(value.clone(), Path::new("/nonexistent")).unwrap_err();
+            assert!(error.contains(names), "{value}: {error}");
+        }
+    }
+
+    #[test]
+    fn odd_files_do_no_harm() {
+        let dir = dir(&[("3.conflist", &list_of("good"))]);
+        let deep = "[".repeat(100_000);
+        fs::write(dir.path().join("1.conf"), deep).unwrap();
+        fs::write(dir.path().join("2.conf"), vec![b' '; 2 * 1024 * 1024]).unwrap();
+        symlink("/dev/zero", dir.path().join("2a.conf")).unwrap();
+        symlink("/nonexistent", dir.path().join("2b.conf")).unwrap();
+        fs::create_dir(dir.path().join("2c.conf")).unwrap();
+        let loaded = load(dir.path()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(
+            (loaded.network.name.as_str(), loaded.skipped.len()),
+            ("good", 4)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_program_stays_in_its_directory(name in "\\PC{0,12}|[./]{1,4}|[a-z./\\\\]{1,8}") {
+            if is_program(&name) {
+                let path = Path::new("/opt/cni/bin").join(&name);
+                prop_assert_eq!(path.parent(), Some(Path::new("/opt/cni/bin")));
+                prop_assert_eq!(path.file_name().and_then(|n| n.to_str()), Some(name.as_str()));
+            }
+        }
+    }
+}

@@ -205,12 +205,18 @@ pub struct DelErrors {
     pub errors: Vec<DelError>,
 }
 
-fn each<E: fmt::Display>(errors: &[E]) -> String {
-    errors
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ")
+/// All of them with their causes: they are nobody's source, so that no one else would show them.
+fn each<E: std::error::Error>(errors: &[E]) -> String {
+    let chain = |error: &E| {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            text = format!("{text}: {next}");
+            cause = next.source();
+        }
+        text
+    };
+    errors.iter().map(chain).collect::<Vec<_>>().join("; ")
 }
 
 /// One thing that went wrong in a detachment.

@@ -18,8 +18,8 @@ use tokio::{
 
 use crate::error::Failure;
 
-/// Far more than a result has. A plugin that writes more is not understood, not stored.
-const MAX_STDOUT: usize = 1024 * 1024;
+/// Far more than a result has. Of a plugin that writes more, one byte more is kept to tell.
+pub(crate) const MAX_STDOUT: usize = 1024 * 1024;
 
 /// As much as a log line or an error message can carry.
 const MAX_STDERR: usize = 8 * 1024;
@@ -168,15 +168,11 @@ async fn collect(stream: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>, lim
 }
 
 fn judge(status: ExitStatus, stdout: Vec<u8>) -> Result<Vec<u8>, Failure> {
-    if !status.success() {
-        return Err(reported(&stdout).unwrap_or(Failure::Ended { status }));
+    if status.success() {
+        Ok(stdout)
+    } else {
+        Err(reported(&stdout).unwrap_or(Failure::Ended { status }))
     }
-    if stdout.len() > MAX_STDOUT {
-        return Err(Failure::Malformed {
-            reason: format!("more than {MAX_STDOUT} bytes"),
-        });
-    }
-    Ok(stdout)
 }
 
 /// The error that a plugin wrote. Source: SPEC.md section 5, "Error".

@@ -245,3 +245,122 @@ fn address(text: Option<String>) -> Result<Option<IpAddr>, MalformedResult> {
     };
     text.filter(|text| !text.is_empty()).map(parse).transpose()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The example of SPEC.md's appendix, with what each version adds or has apart.
+    fn of_version(version: &str) -> Value {
+        let mut value = json!({
+            "cniVersion": version,
+            "interfaces": [
+                {"name": "cni0", "mac": "00:11:22:33:44:55"},
+                {"name": "veth3243", "mac": "55:44:33:22:11:11", "sandbox": ""},
+                {"name": "eth0", "mac": "99:88:77:66:55:44", "sandbox": "/run/netns/blue"},
+            ],
+            "ips": [
+                {"address": "10.1.0.5/16", "gateway": "10.1.0.1", "interface": 2},
+                {"address": "fd00::5/64", "gateway": "", "interface": 2},
+                {"address": "10.1.0.1/16", "interface": 0},
+            ],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0", "gw": "fd00::1"}],
+            "dns": {"nameservers": ["10.1.0.1"], "search": ["a.example"]},
+        });
+        if version < "1.0.0" {
+            value["ips"][0]["version"] = json!("4");
+        } else if version == "1.1.0" {
+            value["interfaces"][2]["mtu"] = json!(1400);
+            value["interfaces"][2]["pciID"] = json!("0000:00:01.0");
+            value["routes"][0]["mtu"] = json!(1300);
+        }
+        value
+    }
+
+    #[test]
+    fn every_version_gives_the_same() {
+        for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+            let result = AddResult::from_json(&of_version(version)).unwrap();
+            let pod = result
+                .pod_ips()
+                .map(|ip| ip.to_string())
+                .collect::<Vec<_>>();
+            assert_eq!(pod, ["10.1.0.5", "fd00::5"], "{version}");
+            assert_eq!(result.ips[0].address.to_string(), "10.1.0.5/16");
+            assert_eq!(result.ips[0].gateway, Some("10.1.0.1".parse().unwrap()));
+            assert_eq!(result.ips[1].gateway, None, "an empty gateway is none");
+            assert_eq!(
+                result.interfaces[1].sandbox, None,
+                "an empty sandbox is the host"
+            );
+            assert_eq!(result.routes[1].gw, Some("fd00::1".parse().unwrap()));
+            assert_eq!(result.dns.search, ["a.example"]);
+            let mtu = (version == "1.1.0").then_some(1400);
+            assert_eq!(result.interfaces[2].mtu, mtu, "{version}");
+        }
+    }
+
+    #[test]
+    fn an_address_without_interface_is_the_pods() {
+        let value = json!({"cniVersion": "1.0.0", "ips": [{"address": "192.0.2.1/32"}]});
+        let result = AddResult::from_json(&value).unwrap();
+        assert_eq!(result.pod_ips().count(), 1);
+        assert!(result.dns.nameservers.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_result_is_refused_with_its_value() {
+        for (value, names) in [
+            (
+                json!({"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.2/24"}}),
+                "0.2.0",
+            ),
+            (json!({"ips": [{"address": "10.1.0.5"}]}), "10.1.0.5"),
+            (json!({"ips": [{"address": "10.1.0.5/33"}]}), "10.1.0.5/33"),
+            (json!({"ips": [{"address": "fd00::1/129"}]}), "fd00::1/129"),
+            (
+                json!({"ips": [{"address": "10.1.0.5/16", "gateway": "nowhere"}]}),
+                "nowhere",
+            ),
+            (
+                json!({"ips": [{"address": "10.1.0.5/16", "interface": 0}]}),
+                "interface 0 of 0",
+            ),
+            (
+                json!({"ips": [{"address": "10.1.0.5/16", "interface": -1}]}),
+                "interface -1 of 0",
+            ),
+            (
+                json!({"interfaces": [{"mac": "00:11:22:33:44:55"}]}),
+                "name",
+            ),
+            (json!([]), ""),
+            (json!(null), ""),
+        ] {
+            let error = AddResult::from_json(&value).unwrap_err().to_string();
+            assert!(error.contains(names), "{value}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_cidr_survives_printing(bits in any::<u128>(), prefix in 0_u8..=128, v4 in any::<bool>()) {
+            let ip: IpAddr = if v4 {
+                std::net::Ipv4Addr::from(u32::try_from(bits >> 96).unwrap()).into()
+            } else {
+                std::net::Ipv6Addr::from(bits).into()
+            };
+            let cidr = Cidr { ip, prefix: if v4 { prefix.min(32) } else { prefix } };
+            prop_assert_eq!(cidr.to_string().parse::<Cidr>().unwrap(), cidr);
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC{0,40}") {
+            let value = json!({"ips": [{"address": text}], "routes": [{"dst": text, "gw": text}]});
+            prop_assert!(AddResult::from_json(&value).is_err() || text.parse::<Cidr>().is_ok());
+        }
+    }
+}

@@ -10,12 +10,15 @@ mod pod;
 mod profiles;
 mod resources;
 mod status;
+mod wire;
 
 pub use container::container_config;
+pub(crate) use mounts::image_ref_to_proto;
 pub use mounts::mounts_to_proto;
 pub use pod::pod_config;
 pub use resources::{resources, resources_to_proto};
 pub use status::{namespaces_to_proto, stop_signal_to_proto, user_to_proto};
+pub use wire::WIRE_FORMAT;
 
 /// A request that cannot be understood. All variants are `INVALID_ARGUMENT` at the gRPC edge.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -158,7 +158,7 @@ pub(super) fn image_ref(given: &v1::ImageSpec) -> ImageRef {
     }
 }
 
-pub(super) fn image_ref_to_proto(image: &ImageRef) -> v1::ImageSpec {
+pub(crate) fn image_ref_to_proto(image: &ImageRef) -> v1::ImageSpec {
     v1::ImageSpec {
         image: image.image.clone(),
         annotations: image.annotations.clone().into_iter().collect(),

@@ -1,0 +1,231 @@
+//! ExecSync: a command in a running container, its output collected.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{FileType, Mode};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use super::ContainerView;
+use super::spec;
+use crate::error::{Error, Result, Source};
+use crate::runtime::{ExecRequest, Shim};
+
+/// What of each stream is kept; the rest is read and dropped, and the command goes on (api.proto,
+/// ExecSyncResponse).
+const OUTPUT_LIMIT: usize = 16 << 20;
+/// SIGKILL.
+const KILL: u32 = 9;
+
+/// What a command said and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Standard output, up to 16 MiB.
+    pub stdout: Vec<u8>,
+    /// Standard error, up to 16 MiB.
+    pub stderr: Vec<u8>,
+    /// Exit code.
+    pub exit_code: i32,
+}
+
+/// Runs a command to its end, or ends its whole process tree when `timeout` is over.
+///
+/// A command that leaves a process behind which holds its output does not keep the caller waiting: what was
+/// written until the command ended is the output.
+///
+/// # Errors
+/// The container does not run, the command cannot be started, or its time is over.
+pub async fn exec_sync(
+    shim: &Shim,
+    container: &ContainerView,
+    command: Vec<String>,
+    timeout: Option<Duration>,
+) -> Result<ExecOutput> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    container.require_running("run a command")?;
+    let program = command.first().cloned().unwrap_or_default();
+    if program.is_empty() {
+        return Err(Error::Invalid {
+            field: "cmd",
+            value: String::new(),
+            reason: "no command".into(),
+        });
+    }
+    // Unique also against commands of a daemon that died: its process id is in the name.
+    let exec_id = format!(
+        "sync-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
+    let process = spec::exec_process(&container_process(container)?, &command, false);
+    let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
+    let mut stdout = Output::open(container.bundle.join(format!("{exec_id}.out")))?;
+    let mut stderr = Output::open(container.bundle.join(format!("{exec_id}.err")))?;
+
+    let id = container.id.as_str();
+    let failed = |action: &'static str| {
+        move |error: crate::runtime::ShimError| Error::Runtime {
+            action,
+            id: id.into(),
+            source: Box::new(error),
+        }
+    };
+    let request = ExecRequest {
+        id,
+        exec_id: &exec_id,
+        process,
+        stdout: stdout.path(),
+        stderr: stderr.path(),
+    };
+    shim.exec(request).await.map_err(failed("exec"))?;
+    let deadline = timeout.map(|limit| tokio::time::Instant::now() + limit);
+    let result = match shim.start(id, &exec_id).await.map_err(failed("exec")) {
+        Err(error) => Err(error),
+        Ok(_pid) => {
+            let run = async {
+                let mut ended = std::pin::pin!(shim.wait(id, &exec_id));
+                loop {
+                    tokio::select! {
+                        exit = &mut ended => break exit.map_err(failed("wait for a command")),
+                        read = stdout.read() => read?,
+                        read = stderr.read() => read?,
+                    }
+                }
+            };
+            match deadline {
+                None => run.await,
+                // The start above is not cut short: what it may have started could not be ended.
+                Some(deadline) => match tokio::time::timeout_at(deadline, run).await {
+                    Ok(result) => result,
+                    Err(_elapsed) => {
+                        end_tree(shim, id, &exec_id).await;
+                        let seconds = timeout.unwrap_or_default().as_secs();
+                        Err(Error::ExecTimeout {
+                            id: id.into(),
+                            command: program,
+                            seconds,
+                        })
+                    }
+                },
+            }
+        }
+    };
+    if let Err(error) = shim.delete(id, &exec_id).await {
+        tracing::debug!(%error, exec_id, "the shim still holds a command");
+    }
+    let (exit_code, _) = result?;
+    stdout.drain()?;
+    stderr.drain()?;
+    Ok(ExecOutput {
+        stdout: stdout.take(),
+        stderr: stderr.take(),
+        exit_code,
+    })
+}
+
+/// Kills a command with all that descends from it, and waits for its end.
+async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
+    if let Err(error) = shim.kill(id, exec_id, KILL, true).await {
+        tracing::debug!(%error, exec_id, "a command that is over its time could not be killed");
+    }
+    if let Err(error) = shim.wait(id, exec_id).await {
+        tracing::debug!(%error, exec_id, "the end of a killed command was not seen");
+    }
+}
+
+/// The first process of the container, from the specification that it was made with.
+fn container_process(container: &ContainerView) -> Result<oci_spec::runtime::Process> {
+    let file = container.bundle.join("config.json");
+    let read = || -> std::result::Result<_, Source> {
+        let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
+        spec.process()
+            .clone()
+            .ok_or_else(|| "no process in it".into())
+    };
+    read().map_err(|source| Error::Node {
+        action: format!("read {}", file.display()),
+        source,
+    })
+}
+
+/// One stream: a FIFO that the command writes to and this end reads, removed at the end.
+struct Output {
+    path: PathBuf,
+    pipe: pipe::Receiver,
+    bytes: Vec<u8>,
+    chunk: Box<[u8]>,
+}
+
+impl Output {
+    fn open(path: PathBuf) -> Result<Self> {
+        let fail = |source: std::io::Error| {
+            Error::node(format!("make the FIFO {}", path.display()), source)
+        };
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .map_err(|e| fail(e.into()))?;
+        // Open for both, so that it never seems ended: the exit of the command is the end.
+        let pipe = pipe::OpenOptions::new()
+            .read_write(true)
+            .open_receiver(&path)
+            .map_err(fail)?;
+        Ok(Self {
+            path,
+            pipe,
+            bytes: Vec::new(),
+            chunk: vec![0; 64 << 10].into_boxed_slice(),
+        })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// # Cancel safety
+    /// Safe: a read that is not ready has taken nothing.
+    async fn read(&mut self) -> Result<()> {
+        let count = self
+            .pipe
+            .read(&mut self.chunk)
+            .await
+            .map_err(|e| Error::node("read a command's output", e))?;
+        self.keep(count);
+        Ok(())
+    }
+
+    fn keep(&mut self, count: usize) {
+        let room = OUTPUT_LIMIT - self.bytes.len();
+        self.bytes.extend_from_slice(&self.chunk[..count.min(room)]);
+    }
+
+    /// Takes what is in the pipe now.
+    fn drain(&mut self) -> Result<()> {
+        loop {
+            match self.pipe.try_read(&mut self.chunk) {
+                Ok(0) => return Ok(()),
+                Ok(count) => self.keep(count),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(Error::node("read a command's output", e)),
+            }
+        }
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "a FIFO is left");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What every call has around it: a span with a request id, a log line, and a task of its own if it changes
+//! something.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tonic::{Code, Response, Status};
+use tracing::{Instrument as _, Span};
+
+use super::status::to_status;
+use crate::error::{Chain, Error, Result};
+
+/// The span of a call: its name, a number that no other call of this process has, and the ids it names.
+pub(super) fn span(rpc: &'static str, pod: &str, container: &str) -> Span {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let request = NEXT.fetch_add(1, Ordering::Relaxed);
+    let span = tracing::info_span!(
+        "rpc",
+        rpc,
+        request,
+        pod = tracing::field::Empty,
+        container = tracing::field::Empty
+    );
+    if !pod.is_empty() {
+        span.record("pod", pod);
+    }
+    if !container.is_empty() {
+        span.record("container", container);
+    }
+    span
+}
+
+/// A call that only looks.
+pub(super) async fn look<T>(
+    span: Span,
+    work: impl Future<Output = Result<T>>,
+) -> Result<Response<T>, Status> {
+    finish(work.instrument(span.clone()).await, &span)
+}
+
+/// A call that changes something: it goes on when its client is gone.
+pub(super) async fn change<T: Send + 'static>(
+    span: Span,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    let task = tokio::spawn(work.instrument(span.clone()));
+    let result = task
+        .await
+        .unwrap_or_else(|error| Err(Error::node("serve the request", error)));
+    finish(result, &span)
+}
+
+fn finish<T>(result: Result<T>, span: &Span) -> Result<Response<T>, Status> {
+    let _entered = span.enter();
+    match result {
+        Ok(answer) => {
+            tracing::debug!("done");
+            Ok(Response::new(answer))
+        }
+        Err(error) => {
+            let status = to_status(&error);
+            match status.code() {
+                Code::Internal | Code::Unknown => tracing::warn!(error = %Chain(&error), "failed"),
+                code => tracing::info!(error = %Chain(&error), ?code, "refused"),
+            }
+            Err(status)
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! ImageService: which call is served where. No logic.
+
+use std::pin::Pin;
+
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+use zcri_proto::v1::image_service_server::ImageService;
+use zcri_proto::v1::{self as api};
+
+use super::call::{change, look, span};
+use super::{Services, images};
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl ImageService for Services {
+    type StreamImagesStream =
+        Pin<Box<dyn Stream<Item = Result<api::StreamImagesResponse, Status>> + Send>>;
+
+    async fn list_images(
+        &self,
+        request: Request<api::ListImagesRequest>,
+    ) -> Answer<api::ListImagesResponse> {
+        look(
+            span("ListImages", "", ""),
+            images::list(&self.pods, request.into_inner()),
+        )
+        .await
+    }
+
+    async fn stream_images(
+        &self,
+        _: Request<api::StreamImagesRequest>,
+    ) -> Answer<Self::StreamImagesStream> {
+        Err(Status::unimplemented(
+            "StreamImages is not implemented: it comes with a later version",
+        ))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<api::ImageStatusRequest>,
+    ) -> Answer<api::ImageStatusResponse> {
+        look(
+            span("ImageStatus", "", ""),
+            images::status(&self.pods, request.into_inner()),
+        )
+        .await
+    }
+
+    /// On the task of the request, unlike other changes: a pull whose last client gave up ends, and the store sees
+    /// to it that one client's end is not another's.
+    async fn pull_image(
+        &self,
+        request: Request<api::PullImageRequest>,
+    ) -> Answer<api::PullImageResponse> {
+        look(
+            span("PullImage", "", ""),
+            images::pull(&self.pods, request.into_inner()),
+        )
+        .await
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<api::RemoveImageRequest>,
+    ) -> Answer<api::RemoveImageResponse> {
+        let pods = self.pods.clone();
+        let message = request.into_inner();
+        change(span("RemoveImage", "", ""), async move {
+            images::remove(&pods, message).await
+        })
+        .await
+    }
+
+    async fn image_fs_info(
+        &self,
+        request: Request<api::ImageFsInfoRequest>,
+    ) -> Answer<api::ImageFsInfoResponse> {
+        look(
+            span("ImageFsInfo", "", ""),
+            images::fs_info(&self.pods, request.into_inner()),
+        )
+        .await
+    }
+}

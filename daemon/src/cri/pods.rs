@@ -1,0 +1,172 @@
+//! Calls about pod sandboxes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prost::Message as _;
+use zcri_proto::v1 as api;
+
+use super::convert;
+use super::filter::{id_matches, labels_match};
+use crate::error::{Error, Result};
+use crate::pod::config::PodConfig;
+use crate::pod::{PodState, PodView, Pods};
+
+pub(super) async fn run(
+    pods: &Arc<Pods>,
+    request: api::RunPodSandboxRequest,
+) -> Result<api::RunPodSandboxResponse> {
+    let given = request.config.unwrap_or_default();
+    let config = convert::pod_config(&given)?;
+    tracing::info!(
+        name = config.name,
+        namespace = config.namespace,
+        attempt = config.attempt,
+        "run pod sandbox"
+    );
+    let id = pods
+        .run(config, given.encode_to_vec(), request.runtime_handler)
+        .await?;
+    tracing::info!(pod = %id, "pod sandbox is ready");
+    Ok(api::RunPodSandboxResponse {
+        pod_sandbox_id: id.to_string(),
+    })
+}
+
+pub(super) async fn stop(
+    pods: &Arc<Pods>,
+    request: api::StopPodSandboxRequest,
+) -> Result<api::StopPodSandboxResponse> {
+    required("pod_sandbox_id", &request.pod_sandbox_id)?;
+    pods.stop(&request.pod_sandbox_id).await?;
+    Ok(api::StopPodSandboxResponse {})
+}
+
+pub(super) async fn remove(
+    pods: &Arc<Pods>,
+    request: api::RemovePodSandboxRequest,
+) -> Result<api::RemovePodSandboxResponse> {
+    required("pod_sandbox_id", &request.pod_sandbox_id)?;
+    pods.remove(&request.pod_sandbox_id).await?;
+    Ok(api::RemovePodSandboxResponse {})
+}
+
+pub(super) async fn status(
+    pods: &Arc<Pods>,
+    request: api::PodSandboxStatusRequest,
+) -> Result<api::PodSandboxStatusResponse> {
+    required("pod_sandbox_id", &request.pod_sandbox_id)?;
+    let pod = pods
+        .find(&request.pod_sandbox_id)
+        .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
+    let view = pod.view();
+    let info = if request.verbose {
+        verbose(&view)
+    } else {
+        HashMap::new()
+    };
+    Ok(api::PodSandboxStatusResponse {
+        status: Some(pod_status(&view)),
+        info,
+        containers_statuses: Vec::new(),
+        timestamp: 0,
+    })
+}
+
+pub(super) async fn list(
+    pods: &Arc<Pods>,
+    request: api::ListPodSandboxRequest,
+) -> Result<api::ListPodSandboxResponse> {
+    let filter = request.filter.unwrap_or_default();
+    let items = pods
+        .views()
+        .iter()
+        .filter(|view| {
+            id_matches(view.id.as_str(), &filter.id)
+                && filter
+                    .state
+                    .is_none_or(|wanted| wanted.state == state(view) as i32)
+                && labels_match(&view.config.labels, &filter.label_selector)
+        })
+        .map(|view| pod_item(view))
+        .collect();
+    Ok(api::ListPodSandboxResponse { items })
+}
+
+/// For fields that must not be empty.
+///
+/// # Errors
+/// [`Error::Invalid`] with the field's name.
+pub(super) fn required(field: &'static str, value: &str) -> Result<()> {
+    if value.is_empty() {
+        return Err(Error::Invalid {
+            field,
+            value: String::new(),
+            reason: "must not be empty".into(),
+        });
+    }
+    Ok(())
+}
+
+fn state(view: &PodView) -> api::PodSandboxState {
+    match view.state {
+        PodState::Ready => api::PodSandboxState::SandboxReady,
+        PodState::NotReady => api::PodSandboxState::SandboxNotready,
+    }
+}
+
+fn metadata(config: &PodConfig) -> api::PodSandboxMetadata {
+    api::PodSandboxMetadata {
+        name: config.name.clone(),
+        uid: config.uid.clone(),
+        namespace: config.namespace.clone(),
+        attempt: config.attempt,
+    }
+}
+
+fn pod_item(view: &PodView) -> api::PodSandbox {
+    api::PodSandbox {
+        id: view.id.to_string(),
+        metadata: Some(metadata(&view.config)),
+        state: state(view).into(),
+        created_at: view.created_at_ns,
+        labels: view.config.labels.clone().into_iter().collect(),
+        annotations: view.config.annotations.clone().into_iter().collect(),
+        runtime_handler: view.handler.clone(),
+    }
+}
+
+fn pod_status(view: &PodView) -> api::PodSandboxStatus {
+    let mut addresses = view.addresses.iter().cloned();
+    api::PodSandboxStatus {
+        id: view.id.to_string(),
+        metadata: Some(metadata(&view.config)),
+        state: state(view).into(),
+        created_at: view.created_at_ns,
+        // Empty on the host's network: the kubelet then takes the node's address.
+        network: Some(api::PodSandboxNetworkStatus {
+            ip: addresses.next().unwrap_or_default(),
+            additional_ips: addresses.map(|ip| api::PodIp { ip }).collect(),
+        }),
+        linux: Some(api::LinuxPodSandboxStatus {
+            namespaces: Some(api::Namespace {
+                options: Some(convert::namespaces_to_proto(&view.config.namespaces)),
+            }),
+        }),
+        labels: view.config.labels.clone().into_iter().collect(),
+        annotations: view.config.annotations.clone().into_iter().collect(),
+        runtime_handler: view.handler.clone(),
+    }
+}
+
+/// What `crictl inspectp` shows beside the status.
+fn verbose(view: &PodView) -> HashMap<String, String> {
+    let info = serde_json::json!({
+        "bundle": view.bundle,
+        "runtimeHandler": view.handler,
+        "pid": view.init_pid.unwrap_or(0),
+        "cgroupParent": view.config.cgroup_parent,
+        "containers": view.containers.keys().map(ToString::to_string).collect::<Vec<_>>(),
+    });
+    HashMap::from([("info".to_owned(), info.to_string())])
+}

@@ -1,0 +1,79 @@
+//! The one table from domain errors to the gRPC codes that the kubelet switches on.
+
+use tonic::{Code, Status};
+use zcri_image::ImageError;
+
+use crate::error::{Chain, Error};
+
+/// The code and the whole chain of causes as the message.
+pub(super) fn to_status(error: &Error) -> Status {
+    Status::new(code(error), Chain(error).to_string())
+}
+
+fn code(error: &Error) -> Code {
+    match error {
+        Error::NotFound { .. } => Code::NotFound,
+        // Not UNIMPLEMENTED: clients take that for the whole RPC.
+        Error::Invalid { .. } | Error::Request(_) | Error::Unsupported { .. } => {
+            Code::InvalidArgument
+        }
+        Error::State { .. } => Code::FailedPrecondition,
+        Error::ExecTimeout { .. } => Code::DeadlineExceeded,
+        Error::Gone { .. } => Code::Aborted,
+        Error::Image { source, .. } => image_code(source),
+        Error::Shared(error) => code(error),
+        Error::Network { source, .. }
+        | Error::Runtime { source, .. }
+        | Error::Node { source, .. } => {
+            if out_of_space(source.as_ref()) {
+                Code::ResourceExhausted
+            } else {
+                Code::Internal
+            }
+        }
+    }
+}
+
+fn image_code(error: &ImageError) -> Code {
+    match error {
+        ImageError::InvalidReference { .. }
+        | ImageError::AmbiguousId { .. }
+        | ImageError::InvalidCredentials { .. }
+        | ImageError::InvalidManifest { .. }
+        | ImageError::UnsupportedMediaType { .. }
+        | ImageError::WrongPlatform { .. } => Code::InvalidArgument,
+        ImageError::NotFound { .. }
+        | ImageError::UnknownImage { .. }
+        | ImageError::UnknownLayer { .. } => Code::NotFound,
+        ImageError::Unauthorized { status: 401, .. } => Code::Unauthenticated,
+        ImageError::Unauthorized { .. } | ImageError::Blocked { .. } => Code::PermissionDenied,
+        ImageError::RateLimited { .. }
+        | ImageError::LimitExceeded { .. }
+        | ImageError::DiskFull { .. } => Code::ResourceExhausted,
+        ImageError::Unreachable { .. } | ImageError::RegistryFailed { .. } => Code::Unavailable,
+        ImageError::DigestMismatch { .. }
+        | ImageError::WrongSize { .. }
+        | ImageError::UnsafePath { .. }
+        | ImageError::InvalidLayer { .. }
+        | ImageError::BrokenRecord { .. } => Code::DataLoss,
+        ImageError::Interrupted { .. } => Code::Aborted,
+        ImageError::BadEndpoint { .. } | ImageError::Attribute { .. } | ImageError::Io { .. } => {
+            Code::Internal
+        }
+    }
+}
+
+/// Whether a full disk is among the causes.
+fn out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}

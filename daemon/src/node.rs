@@ -1,0 +1,154 @@
+//! What all pods of a node share: directories, records, handlers, images, network.
+
+use std::path::{Path, PathBuf};
+
+use zcri_sys::cgroup;
+
+use crate::container::config::{ContainerConfig, Resources};
+use crate::container::spec::NodeFacts;
+use crate::error::{Error, Result};
+use crate::images::Images;
+use crate::network::Network;
+use crate::pod::config::PodConfig;
+use crate::runtime::{Handlers, ShimLauncher};
+use crate::state::RecordStore;
+use crate::stats::LastReadings;
+
+/// The concrete parts that the composition root built.
+pub struct Node {
+    /// Durable files.
+    pub root: PathBuf,
+    /// Files that end with the boot.
+    pub state: PathBuf,
+    /// Identity of this boot.
+    pub boot_id: String,
+    /// Records of pods and containers.
+    pub records: RecordStore,
+    /// Runtime handlers.
+    pub handlers: Handlers,
+    /// Starts shims.
+    pub launcher: ShimLauncher,
+    /// Pod network.
+    pub network: Network,
+    /// Images.
+    pub images: Images,
+    /// Facts that decide what a container may have.
+    pub facts: NodeFacts,
+    /// Control groups.
+    pub cgroups: cgroup::Tree,
+    /// How control groups are named.
+    pub cgroup_driver: CgroupDriver,
+    /// Parent of the control groups of pods that name none.
+    pub cgroup_parent: String,
+    /// Limit of processes in a container that names none.
+    pub pids_limit: Option<u32>,
+    /// CPU readings, for rates.
+    pub last_readings: LastReadings,
+    /// Between records and configurations.
+    pub wire: WireFormat,
+}
+
+/// How configurations are written into records: as the interface encodes them. Only the gRPC edge knows that
+/// encoding, so it lends its functions.
+#[derive(Clone, Copy)]
+pub struct WireFormat {
+    /// Reads a pod's configuration.
+    pub decode_pod: fn(&[u8]) -> Result<PodConfig>,
+    /// Reads a container's configuration.
+    pub decode_container: fn(&[u8]) -> Result<ContainerConfig>,
+    /// Reads resources.
+    pub decode_resources: fn(&[u8]) -> Result<Resources>,
+    /// Writes resources.
+    pub encode_resources: fn(&Resources) -> Vec<u8>,
+}
+
+/// Who makes control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// The OCI runtime, by mkdir.
+    Cgroupfs,
+    /// systemd, asked by the OCI runtime.
+    Systemd,
+}
+
+impl Node {
+    /// Bundle of a pod.
+    pub fn pod_bundle(&self, id: &str) -> PathBuf {
+        self.state.join("pods").join(id)
+    }
+
+    /// Bundle of a container.
+    pub fn container_bundle(&self, id: &str) -> PathBuf {
+        self.state.join("containers").join(id)
+    }
+
+    /// Writable layer of a container, with the directory the kernel works in.
+    pub fn overlay(&self, id: &str) -> PathBuf {
+        self.root.join("overlay").join(id)
+    }
+
+    /// Makes the directories that [`Node::discard`] needs, and empties them of what a crash left.
+    ///
+    /// # Errors
+    /// The file system refused.
+    pub fn empty_trash(&self) -> std::io::Result<()> {
+        for under in [&self.root, &self.state] {
+            let trash = under.join("trash");
+            std::fs::create_dir_all(&trash)?;
+            for entry in std::fs::read_dir(&trash)? {
+                let path = entry?.path();
+                // A tree or a file.
+                std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a directory tree: first out of the way by rename, so that a crash leaves nothing half removed
+    /// under its name, then for good, in the background.
+    ///
+    /// # Errors
+    /// It could not be renamed. Nothing there is no error.
+    pub fn discard(&self, dir: &Path) -> Result<()> {
+        let name = dir.file_name().unwrap_or_default();
+        // `<root>/overlay/ID` goes to `<root>/trash`, `<state>/pods/ID` to `<state>/trash`: a rename stays on its
+        // file system.
+        let under = if dir.starts_with(&self.state) {
+            &self.state
+        } else {
+            &self.root
+        };
+        let trash = under.join("trash");
+        // Unique, because a name that failed half way may come again.
+        let target = trash.join(format!(
+            "{}-{}",
+            name.to_string_lossy(),
+            crate::time::now_ns()
+        ));
+        match std::fs::rename(dir, &target) {
+            Ok(()) => {
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = std::fs::remove_dir_all(&target) {
+                        tracing::warn!(path = %target.display(), %error, "what was discarded could not be removed");
+                    }
+                });
+                Ok(())
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::node(format!("discard {}", dir.display()), e)),
+        }
+    }
+}
+
+/// Runs file system work off the async threads.
+///
+/// # Errors
+/// Those of the work.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::node("run a task on the node", error)),
+    }
+}

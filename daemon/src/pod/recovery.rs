@@ -1,0 +1,265 @@
+//! What a starting daemon makes of the records: the pods that live go on, what was half made is unmade, what was
+//! half removed is removed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::actor::{self, Owned, PodHandle, PodParts};
+use super::config::PodConfig;
+use super::pods::Pods;
+use super::teardown;
+use crate::container::{self, ContainerState, ContainerView, Exited};
+use crate::error::{Chain, Error, Result};
+use crate::id::{ContainerId, PodId};
+use crate::node::Node;
+use crate::runtime::{Shim, exit_file};
+use crate::state::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
+
+/// What is to be done about a pod's record. Pure: from the record and this boot's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    /// It is whole: go on with it.
+    Resume,
+    /// Its maker died, or its remover: take it down.
+    TakeDown,
+    /// It lived before the machine was started again: keep its record, nothing else of it is left.
+    Dead,
+}
+
+fn plan(record: &PodRecord, boot_id: &str) -> Plan {
+    match record.phase {
+        PodPhase::Creating | PodPhase::Removing => Plan::TakeDown,
+        PodPhase::Ready | PodPhase::Stopped if record.boot_id != boot_id => Plan::Dead,
+        PodPhase::Ready | PodPhase::Stopped => Plan::Resume,
+    }
+}
+
+impl Pods {
+    /// Reads the records and brings the node to what they say; then garbage of images may be collected.
+    ///
+    /// # Errors
+    /// The records cannot be listed. A single bad record is logged and left alone.
+    pub async fn recover(node: Arc<Node>) -> Result<Arc<Self>> {
+        let loaded = node
+            .records
+            .load()
+            .map_err(|e| Error::node("read the records", e))?;
+        for broken in &loaded.broken {
+            tracing::error!(error = %Chain(broken), "a record is broken and was left alone");
+        }
+        let mut containers: BTreeMap<String, Vec<ContainerRecord>> = BTreeMap::new();
+        for record in loaded.containers {
+            containers
+                .entry(record.pod_id.clone())
+                .or_default()
+                .push(record);
+        }
+        let mut recovering = tokio::task::JoinSet::new();
+        for record in loaded.pods {
+            let own = containers.remove(&record.id).unwrap_or_default();
+            recovering.spawn(recover_pod(node.clone(), record, own));
+        }
+        for orphan in containers.into_values().flatten() {
+            recovering.spawn(remove_orphan(node.clone(), orphan));
+        }
+        let handles: Vec<PodHandle> = recovering.join_all().await.into_iter().flatten().collect();
+        node.images.collect_garbage().await;
+        tracing::info!(pods = handles.len(), "recovered");
+        Ok(Self::new(node, handles))
+    }
+}
+
+async fn recover_pod(
+    node: Arc<Node>,
+    mut record: PodRecord,
+    mut containers: Vec<ContainerRecord>,
+) -> Option<PodHandle> {
+    let id = PodId::parse(&record.id)?;
+    let plan = plan(&record, &node.boot_id);
+    if plan == Plan::TakeDown {
+        for container in containers.drain(..) {
+            remove_orphan(node.clone(), container).await;
+        }
+        match teardown::unmake(&node, &id, &mut record, None).await {
+            Ok(()) => return None,
+            // It stays known, as stopped, so that the next removal tries again.
+            Err(error) => {
+                tracing::error!(pod = %id, error = %Chain(&error), "a pod is only partly taken down")
+            }
+        }
+        record.phase = PodPhase::Stopped;
+    }
+    let config = match (node.wire.decode_pod)(&record.config) {
+        Ok(config) => Arc::new(config),
+        Err(error) => {
+            tracing::error!(pod = %id, error = %Chain(&error), "the record of a pod is not understood");
+            return None;
+        }
+    };
+    let shim = match plan {
+        Plan::Resume => Shim::connect(&node.pod_bundle(id.as_str())).await.ok(),
+        Plan::TakeDown | Plan::Dead => None,
+    };
+    if plan == Plan::Resume && shim.is_none() {
+        tracing::error!(pod = %id, "the shim of this pod is gone");
+    }
+    let mut owned = BTreeMap::new();
+    for container in containers {
+        if let Some((id, container)) =
+            recover_container(&node, shim.as_ref(), &record, &config, container).await
+        {
+            owned.insert(id, container);
+        }
+    }
+    Some(actor::spawn(
+        node,
+        PodParts {
+            id,
+            config,
+            record,
+            shim,
+            containers: owned,
+        },
+    ))
+}
+
+async fn recover_container(
+    node: &Arc<Node>,
+    shim: Option<&Shim>,
+    pod: &PodRecord,
+    config: &PodConfig,
+    mut record: ContainerRecord,
+) -> Option<(ContainerId, Owned)> {
+    let id = ContainerId::parse(&record.id)?;
+    if matches!(
+        record.phase,
+        ContainerPhase::Creating | ContainerPhase::Removing
+    ) {
+        remove_orphan(node.clone(), record).await;
+        return None;
+    }
+    let view = match container::view_of(node, &record, config.log_directory.as_deref()) {
+        Ok(view) => view,
+        Err(error) => {
+            tracing::error!(container = %id, error = %Chain(&error), "the record of a container is not understood");
+            return None;
+        }
+    };
+    if let Err(error) = node.images.lease_layers(id.as_str(), &record.layers) {
+        tracing::warn!(container = %id, error = %Chain(&error), "layers of a container are missing");
+    }
+    let state = observe(node, shim, pod, &record, &view).await;
+    record.phase = ContainerPhase::from(&state);
+    if let Err(error) = node.records.put_container(&record) {
+        tracing::warn!(container = %id, error = %Chain(&error), "what was found is not recorded");
+    }
+    let view = Arc::new(ContainerView { state, ..view });
+    Some((id, Owned { record, view }))
+}
+
+/// What became of a container while nobody looked.
+async fn observe(
+    node: &Node,
+    shim: Option<&Shim>,
+    pod: &PodRecord,
+    record: &ContainerRecord,
+    view: &ContainerView,
+) -> ContainerState {
+    let started_at_ns = match &record.phase {
+        ContainerPhase::Exited { .. } | ContainerPhase::Created => return view.state.clone(),
+        ContainerPhase::Running { started_at_ns, .. } => *started_at_ns,
+        _ => crate::time::now_ns(),
+    };
+    if record.boot_id != node.boot_id {
+        return ContainerState::Exited(Exited::unseen(started_at_ns, "the node was started again"));
+    }
+    if let Some(exit) = exit_file(&view.bundle) {
+        return ContainerState::Exited(Exited::seen(started_at_ns, exit));
+    }
+    match shim {
+        Some(shim) => match shim.running(record.id.as_str()).await {
+            Ok(Some(pid)) if pid > 0 => ContainerState::Running { started_at_ns, pid },
+            Ok(None) => match shim.wait(record.id.as_str(), "").await {
+                Ok((code, at_ns)) => ContainerState::Exited(Exited::seen(
+                    started_at_ns,
+                    crate::runtime::Exit {
+                        code,
+                        at_ns,
+                        oom_killed: false,
+                    },
+                )),
+                Err(error) => ContainerState::Exited(Exited::unseen(
+                    started_at_ns,
+                    &Chain(&error).to_string(),
+                )),
+            },
+            // The daemon died before it told the shim to start: nothing ran.
+            _ if record.phase == ContainerPhase::Starting => {
+                if let Err(error) = shim.delete(record.id.as_str(), "").await {
+                    tracing::debug!(container = record.id, %error, "the shim still holds a container");
+                }
+                ContainerState::Created
+            }
+            _ => ContainerState::Exited(Exited::unseen(started_at_ns, "the shim does not know it")),
+        },
+        None => {
+            teardown::kill_orphan(node, node.handlers.get(&pod.handler).ok(), view).await;
+            ContainerState::Exited(Exited::unseen(
+                started_at_ns,
+                "the pod's shim ended before the container",
+            ))
+        }
+    }
+}
+
+/// Removes a container that nobody owns.
+async fn remove_orphan(node: Arc<Node>, record: ContainerRecord) -> Option<PodHandle> {
+    let id = ContainerId::parse(&record.id)?;
+    if let Ok(shim) = Shim::connect(&node.pod_bundle(&record.pod_id)).await {
+        let ended = shim.kill(id.as_str(), "", 9, true).await;
+        if ended.is_ok() {
+            drop(shim.wait(id.as_str(), "").await);
+        }
+        if let Err(error) = shim.delete(id.as_str(), "").await {
+            tracing::warn!(container = %id, %error, "the shim still holds a container that is being removed");
+        }
+    }
+    if let Err(error) = container::unmake(&node, &id).await {
+        tracing::error!(container = %id, error = %Chain(&error), "a container is only partly removed");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_phase_has_a_plan() {
+        let record = |phase, boot: &str| PodRecord {
+            id: String::new(),
+            boot_id: boot.into(),
+            config: Vec::new(),
+            handler: String::new(),
+            created_at_ns: 0,
+            phase,
+            addresses: Vec::new(),
+            network_attached: false,
+            init_pid: None,
+        };
+        for boot in ["this", "before"] {
+            assert_eq!(
+                plan(&record(PodPhase::Creating, boot), "this"),
+                Plan::TakeDown
+            );
+            assert_eq!(
+                plan(&record(PodPhase::Removing, boot), "this"),
+                Plan::TakeDown
+            );
+        }
+        for phase in [PodPhase::Ready, PodPhase::Stopped] {
+            assert_eq!(plan(&record(phase, "this"), "this"), Plan::Resume);
+            assert_eq!(plan(&record(phase, "before"), "this"), Plan::Dead);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Taking a pod down: every step may be repeated, and finds nothing to do when it was done before.
+//!
+//! The same steps undo a pod that could not be made, stop and remove one on request, and clear what a crash left.
+
+use tokio::process::Command;
+
+use super::files::PodFiles;
+use crate::container::ContainerView;
+use crate::error::{Chain, Error, Result};
+use crate::id::PodId;
+use crate::node::{Node, blocking};
+use crate::runtime::{Handler, Shim};
+use crate::state::PodRecord;
+
+/// Lets the pod's namespaces go.
+pub(crate) async fn stop_namespaces(files: &PodFiles) -> Result<()> {
+    let pinned = files.namespaces();
+    blocking(move || {
+        for path in &pinned {
+            zcri_sys::namespace::unpin(path).map_err(|e| Error::node("let a namespace go", e))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Removes what is left of a stopped pod without containers: its mounts, its directory, its cgroup, its record.
+pub(crate) async fn remove_pod(node: &Node, id: &PodId, record: &PodRecord) -> Result<()> {
+    let files = PodFiles::new(node.pod_bundle(id.as_str()));
+    stop_namespaces(&files).await?;
+    zcri_sys::mount::unmount(&files.shm())
+        .map_err(|e| Error::node("unmount /dev/shm of a pod", e))?;
+    node.discard(&files.bundle)?;
+    node.records
+        .remove_pod(&record.id)
+        .map_err(|e| Error::node("forget a pod", e))
+}
+
+/// Takes down a pod that was not finished, from whatever step it reached.
+///
+/// Goes on after an error, and gives the first one.
+pub(crate) async fn unmake(
+    node: &Node,
+    id: &PodId,
+    record: &mut PodRecord,
+    shim: Option<Shim>,
+) -> Result<()> {
+    let bundle = node.pod_bundle(id.as_str());
+    let network = if record.network_attached {
+        node.network.detach(id.as_str()).await
+    } else {
+        Ok(())
+    };
+    let shim = match shim {
+        None => Shim::connect(&bundle).await.ok(),
+        some => some,
+    };
+    if let Some(shim) = shim {
+        shim.shutdown().await;
+    }
+    // An address that could not be given back must not be forgotten: the record stays, and with it the retry.
+    network?;
+    record.network_attached = false;
+    remove_pod(node, id, record).await
+}
+
+/// Ends a container whose shim died: its processes, and what the OCI runtime keeps of it.
+pub(crate) async fn kill_orphan(node: &Node, handler: Option<&Handler>, container: &ContainerView) {
+    if let Some(handler) = handler {
+        let mut command = Command::new(&handler.path);
+        if let Some(root) = &handler.root {
+            command.arg("--root").arg(root);
+        }
+        command.args(["delete", "--force", container.id.as_str()]);
+        match command.output().await {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => tracing::warn!(container = %container.id,
+                message = %String::from_utf8_lossy(&output.stderr).trim(), "an orphan was not deleted"),
+            Err(error) => tracing::warn!(container = %container.id, error = %Chain(&error),
+                handler = %handler.path.display(), "an orphan was not deleted"),
+        }
+    }
+    match node.cgroups.processes(&container.cgroup) {
+        Ok(pids) => pids.into_iter().for_each(kill),
+        Err(error) => {
+            tracing::warn!(container = %container.id, error = %Chain(&error), "its cgroup was not read")
+        }
+    }
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        // One that is gone is what was wanted.
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+    }
+}

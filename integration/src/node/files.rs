@@ -1,0 +1,121 @@
+//! The configuration files of a node.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::slot::Slot;
+use crate::binaries;
+
+/// Where the files of a node are.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// The node's directory.
+    pub dir: PathBuf,
+    /// `[storage] root`.
+    pub root: PathBuf,
+    /// `[storage] state`.
+    pub state: PathBuf,
+    /// `[network] conf_dir`.
+    pub cni: PathBuf,
+    /// A directory of `[network] plugin_dirs`, before the system's.
+    pub plugins: PathBuf,
+    /// The file for `--config`.
+    pub config: PathBuf,
+    /// What the daemon writes on its standard output and error.
+    pub log: PathBuf,
+    /// Parent of the pods' log directories.
+    pub pod_logs: PathBuf,
+}
+
+impl Files {
+    pub(super) fn new(slot: &Slot) -> Self {
+        let dir = slot.dir();
+        Self {
+            root: dir.join("root"),
+            state: slot.state(),
+            cni: dir.join("net.d"),
+            plugins: dir.join("plugins"),
+            config: dir.join("etc/zcri.toml"),
+            log: dir.join("zcrid.log"),
+            pod_logs: dir.join("logs"),
+            dir,
+        }
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.state.join("zcri.sock")
+    }
+
+    /// Makes the directories and writes `zcri.toml`, `registries.conf` and `policy.json`.
+    pub(super) fn write(&self, slot: &Slot, drop_in: &str, registries: &str) -> Result<()> {
+        for dir in [
+            &self.root,
+            &self.cni,
+            &self.plugins,
+            &self.pod_logs,
+            &self.dir.join("etc/zcri.toml.d"),
+        ] {
+            fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        }
+        let etc = self.dir.join("etc");
+        fs::write(etc.join("registries.conf"), registries)?;
+        fs::write(
+            etc.join("policy.json"),
+            r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
+        )?;
+        fs::write(etc.join("zcri.toml.d/50-test.toml"), drop_in)?;
+        fs::write(&self.config, self.zcri_toml(slot)?)?;
+        Ok(())
+    }
+
+    fn zcri_toml(&self, slot: &Slot) -> Result<String> {
+        let quote = |path: &Path| format!("{:?}", path.display().to_string());
+        let mut text = format!(
+            "[api]\nlisten = {}\n[storage]\nroot = {}\nstate = {}\n\
+             [runtime]\ndefault_handler = \"runc\"\ncgroup_parent = \"{}\"\n\
+             [network]\nconf_dir = {}\nplugin_dirs = [{}, \"{}\"]\n\
+             [image]\nregistries_conf = {}\npolicy = {}\nhosts_dir = {}\n\
+             [log]\nlevel = \"debug\"\n",
+            quote(&self.socket()),
+            quote(&self.root),
+            quote(&self.state),
+            slot.cgroup(),
+            quote(&self.cni),
+            quote(&self.plugins),
+            binaries::CNI_PLUGINS,
+            quote(&self.dir.join("etc/registries.conf")),
+            quote(&self.dir.join("etc/policy.json")),
+            quote(&self.dir.join("etc/certs.d")),
+        );
+        for name in ["runc", "crun"] {
+            if let Ok(path) = binaries::system(name, name) {
+                writeln!(text, "[runtime.handlers.{name}]\npath = {}", quote(&path))?;
+            }
+        }
+        Ok(text)
+    }
+
+    /// Writes the conflist: Debian's bridge, host-local and portmap, each with the slot's own names.
+    pub(super) fn write_conflist(&self, slot: &Slot) -> Result<()> {
+        let text = serde_json::json!({
+            "cniVersion": "1.0.0",
+            "name": slot.name(),
+            "plugins": [
+                {
+                    "type": "bridge", "bridge": slot.name(), "isGateway": true, "hairpinMode": true,
+                    "ipam": {
+                        "type": "host-local", "dataDir": self.dir.join("ipam"),
+                        "ranges": [[{ "subnet": slot.subnet() }]], "routes": [{ "dst": "0.0.0.0/0" }],
+                    },
+                },
+                { "type": "portmap", "snat": true, "capabilities": { "portMappings": true } },
+            ],
+        });
+        fs::write(self.cni.join("10-test.conflist"), text.to_string())?;
+        Ok(())
+    }
+}

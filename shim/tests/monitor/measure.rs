@@ -1,0 +1,108 @@
+//! Figures, printed: run with `cargo test --release -p zcri-shim -- --ignored --nocapture measure`.
+
+use std::fs;
+use std::time::Instant;
+
+use crate::exec::idle;
+use crate::pod::Pod;
+
+fn smaps(pid: u32) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let wanted = [
+        "Rss:",
+        "Pss:",
+        "Pss_Dirty:",
+        "Private_Clean:",
+        "Private_Dirty:",
+        "Shared_Clean:",
+    ];
+    let line = |name: &&str| {
+        text.lines()
+            .find_map(|l| l.strip_prefix(name))
+            .map(|v| format!("{name}{}", v.trim()))
+    };
+    wanted.iter().filter_map(line).collect::<Vec<_>>().join(" ")
+}
+
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1;
+    fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<f64>().unwrap())
+        .sum::<f64>()
+        / 100.0
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_memory() {
+    let pods: Vec<Pod> = (0..10).map(|_| Pod::new()).collect();
+    let first = idle(&pods[0], "c1");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    println!(
+        "after one container, 10 monitors: {}",
+        smaps(pods[0].shim_pid)
+    );
+    let others: Vec<_> = pods.iter().skip(1).map(|pod| idle(pod, "c1")).collect();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    for pod in pods.iter().take(3) {
+        println!("10 pods with one container: {}", smaps(pod.shim_pid));
+    }
+    for c in others.iter().chain([&first]) {
+        c.kill(9, true).unwrap();
+        c.wait();
+        c.delete().unwrap();
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_memory_of_one() {
+    let pod = Pod::new();
+    let c = idle(&pod, "c1");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    println!("one pod alone: {}", smaps(pod.shim_pid));
+    println!(
+        "{}",
+        fs::read_to_string(format!("/proc/{}/smaps", pod.shim_pid)).unwrap()
+    );
+    c.kill(9, true).unwrap();
+    c.wait();
+    c.delete().unwrap();
+    pod.finish();
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_log_throughput() {
+    let pod = Pod::new();
+    std::os::unix::fs::symlink("busybox", pod.path().join("root/bin/tr")).unwrap();
+    let line = "yes $(head -c 99 /dev/zero | tr '\\0' y)";
+    for (name, script) in [
+        ("yes", format!("{line} | head -c 200000000")),
+        (
+            "dd",
+            format!("{line} | dd bs=64k count=3052 iflag=fullblock"),
+        ),
+    ] {
+        let c = pod.container(name, &script);
+        c.create().unwrap();
+        let (before, start) = (cpu_seconds(pod.shim_pid), Instant::now());
+        c.start().unwrap();
+        c.wait();
+        let (took, cpu) = (
+            start.elapsed().as_secs_f64(),
+            cpu_seconds(pod.shim_pid) - before,
+        );
+        let written = fs::metadata(&c.log).unwrap().len();
+        println!(
+            "{name}: 200 MB in {took:.2} s = {:.0} MB/s, CPU of the monitor {cpu:.2} s, log {written} bytes",
+            200.0 / took
+        );
+        c.delete().unwrap();
+    }
+    pod.finish();
+}
