@@ -14,6 +14,8 @@ mod header;
 mod measure;
 mod pax;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 use std::io;
