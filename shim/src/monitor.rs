@@ -122,14 +122,13 @@ impl Monitor {
             } else {
                 Some(streams::REST)
             };
-            self.poll.wait(&mut events, limit)?;
+            let expired = self.poll.wait(&mut events, limit)?;
+            busy = !expired || !self.resting.is_empty();
             if !self.resting.is_empty() {
                 self.wake_resting();
-            } else if events.is_empty() && busy {
+            } else if expired {
                 self.rest();
-                busy = false;
             }
-            busy |= !events.is_empty();
             for (token, flags) in events.drain(..) {
                 if let Some(source) = self.poll.source(token) {
                     self.handle(source, flags);

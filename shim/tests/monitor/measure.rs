@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Instant;
 
 use crate::exec::{Exec, idle};
-use crate::pod::Pod;
+use crate::pod::{Pod, eventually};
 
 fn smaps(pid: u32) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
@@ -141,7 +141,33 @@ fn measure_latency() {
         runc.arg("--root").arg(&root).args(["exec", "--process"]);
         assert!(runc.arg(&process).arg("c0").status().unwrap().success());
     });
-    println!("exec of true: {exec:.1} ms through the monitor, {bare:.1} ms bare");
+    let mut number = 0;
+    let mut detached = |flags: &[&str]| {
+        timed(|_| {
+            number += 1;
+            let mut runc = std::process::Command::new("/usr/sbin/runc");
+            runc.arg("--root")
+                .arg(&root)
+                .args(["exec", "--detach"])
+                .args(flags);
+            runc.arg("--process").arg(&process).arg("c0");
+            assert!(runc.status().unwrap().success());
+        })
+    };
+    let detached_bare = detached(&[]);
+    let freezer = pod
+        .cgroups("c0")
+        .into_iter()
+        .find(|p| p.to_str().unwrap().contains("/freezer/"));
+    fs::create_dir(freezer.as_ref().unwrap().join("x")).unwrap();
+    let detached_cgroup = detached(&["--cgroup", "freezer:/x"]);
+    eventually("an empty cgroup", || {
+        fs::remove_dir(freezer.as_ref().unwrap().join("x")).ok()
+    });
+    println!(
+        "exec of true: {exec:.1} ms through the monitor, {bare:.1} ms bare; detached {detached_bare:.1} ms, \
+         in a cgroup of its own {detached_cgroup:.1} ms"
+    );
     let start = timed(|round| {
         pod.container(&format!("c{}", round + 1), "sleep 1000")
             .run();
