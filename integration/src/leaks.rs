@@ -151,7 +151,9 @@ fn processes(slot: &Slot) -> Vec<(Pid, String)> {
 fn is_inits_zombie(proc: &Path) -> bool {
     let stat = std::fs::read_to_string(proc.join("stat")).unwrap_or_default();
     // proc_pid_stat(5): the name in parentheses, then state and parent.
-    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with("Z 1 "))
+    stat.rsplit(") ")
+        .next()
+        .is_some_and(|rest| rest.starts_with("Z 1 "))
 }
 
 /// All cgroups of the slot in every hierarchy, the deepest first.

@@ -240,7 +240,10 @@ async fn stops_at_the_same_time_all_succeed() -> Test {
     ]);
     let id = pod.start(&config).await?;
     // Before its trap is set, process 1 ignores the signal.
-    wait::until_true("the trap", wait::PATIENCE, || pod.log(&config).is_ok_and(|lines| !lines.is_empty())).await?;
+    wait::until_true("the trap", wait::PATIENCE, || {
+        pod.log(&config).is_ok_and(|lines| !lines.is_empty())
+    })
+    .await?;
     try_join_all((0..5).map(|_| node.cri().stop(&id, 10))).await?;
     let status = node.cri().status(&id).await?;
     ensure!(status.exit_code == 6, "{status:?}");

@@ -444,7 +444,10 @@ async fn a_full_disk_fails_the_pull_and_nothing_else() -> Test {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     let fits = node.registry.reference("fits", "1");
     // What the failed pull held is removed in the background.
-    wait::until("space for an image that fits", wait::PATIENCE, async || Ok(node.cri().pull(&fits).await.ok())).await?;
+    wait::until("space for an image that fits", wait::PATIENCE, async || {
+        Ok(node.cri().pull(&fits).await.ok())
+    })
+    .await?;
     assert_eq!(node.cri().list_images().await?.len(), 1);
     let id = node.pod("p").await?.sleeper("c").await?;
     assert_eq!(node.exec(&id, "echo fine").await?.success()?, "fine");

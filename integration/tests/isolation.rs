@@ -169,16 +169,24 @@ async fn devices_are_those_asked_for() -> Test {
     }
     assert!(text.ends_with("3\nnone"), "{text}");
     // None of those that every container may use.
-    let host = ["/dev/loop-control", "/dev/fuse", "/dev/autofs"].into_iter().find(|path| std::path::Path::new(path).exists());
+    let host = ["/dev/loop-control", "/dev/fuse", "/dev/autofs"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists());
     let device = Device {
         container_path: "/dev/mine".to_owned(),
-        host_path: host.context("prerequisite: none of the devices that this test knows")?.to_owned(),
+        host_path: host
+            .context("prerequisite: none of the devices that this test knows")?
+            .to_owned(),
         permissions: "r".to_owned(),
     };
     let script = "true < /dev/mine && echo readable; true > /dev/mine || echo refused";
-    let asked = pod.sh_with(script, |c| c.devices = vec![device.clone()]).await?;
+    let asked = pod
+        .sh_with(script, |c| c.devices = vec![device.clone()])
+        .await?;
     assert_eq!(asked.success()?, "readable\nrefused");
-    let none = pod.sh_with("test -e /dev/mine || echo none", |_| ()).await?;
+    let none = pod
+        .sh_with("test -e /dev/mine || echo none", |_| ())
+        .await?;
     assert_eq!(none.success()?, "none");
     let missing = Device {
         host_path: "/dev/no-such-device".into(),
