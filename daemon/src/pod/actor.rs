@@ -230,7 +230,12 @@ fn picture(node: &Node, parts: &PodParts) -> PodView {
         } else {
             PodState::NotReady
         },
-        addresses: parts.record.addresses.clone(),
+        // Once given back, they are another pod's.
+        addresses: if parts.record.network_attached {
+            parts.record.addresses.clone()
+        } else {
+            Vec::new()
+        },
         init_pid: parts.record.init_pid,
         bundle: node.pod_bundle(parts.id.as_str()),
         containers: parts
