@@ -326,9 +326,15 @@ impl Actor {
             .map_err(|e| Error::node("record a pod", e))
     }
 
+    /// Records a step on the way down. A full disk does not stop it: it is how space is made, and every such step
+    /// can be taken again from the record before.
+    fn put_pod_down(&mut self, phase: PodPhase) -> Result<()> {
+        going_down(self.put_pod(phase))
+    }
+
     async fn stop(&mut self) -> Result<()> {
         if self.parts.record.phase == PodPhase::Ready {
-            self.put_pod(PodPhase::Stopped)?;
+            self.put_pod_down(PodPhase::Stopped)?;
         }
         let running: Vec<ContainerId> = self
             .parts
@@ -349,14 +355,14 @@ impl Actor {
         if self.parts.record.network_attached {
             self.node.network.detach(self.parts.id.as_str()).await?;
             self.parts.record.network_attached = false;
-            self.put_pod(self.parts.record.phase)?;
+            self.put_pod_down(self.parts.record.phase)?;
         }
         Ok(())
     }
 
     async fn remove(&mut self) -> Result<()> {
         self.stop().await?;
-        self.put_pod(PodPhase::Removing)?;
+        self.put_pod_down(PodPhase::Removing)?;
         let ids: Vec<ContainerId> = self.parts.containers.keys().cloned().collect();
         for id in ids {
             self.remove_container(&id).await?;
@@ -553,7 +559,7 @@ impl Actor {
         let Some(owned) = self.parts.containers.get_mut(id) else {
             return Ok(());
         };
-        set_phase(&self.node, owned, ContainerPhase::Removing)?;
+        going_down(set_phase(&self.node, owned, ContainerPhase::Removing))?;
         container::unmake(&self.node, id).await?;
         self.parts.containers.remove(id);
         Ok(())
@@ -611,6 +617,17 @@ fn set_phase(node: &Node, owned: &mut Owned, phase: ContainerPhase) -> Result<()
     node.records
         .put_container(&owned.record)
         .map_err(|e| Error::node("record a container", e))
+}
+
+/// Lets a record fail for want of space only, see [`Actor::put_pod_down`].
+fn going_down(recorded: Result<()>) -> Result<()> {
+    match recorded {
+        Err(error) if error.is_out_of_space() => {
+            tracing::warn!(error = %Chain(&error), "going on without the record");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 fn set_exited(node: &Node, owned: &mut Owned, exited: Exited) {
