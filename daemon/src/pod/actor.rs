@@ -55,6 +55,7 @@ enum Request {
         id: ContainerId,
         exit: Result<Exit, ShimError>,
     },
+    ShimGone,
 }
 
 /// The way to a pod's task. Clones lead to the same.
@@ -209,6 +210,9 @@ pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
             actor.watch_container(&owned.view.id);
         }
     }
+    if actor.parts.shim.is_some() {
+        actor.watch_shim();
+    }
     tokio::spawn(actor.run(requests));
     PodHandle {
         id,
@@ -293,6 +297,10 @@ impl Actor {
                 } => {
                     let result = self.update_container(&id, &resources).await;
                     self.settle(reply, result);
+                }
+                Request::ShimGone => {
+                    self.shim_gone().await;
+                    self.publish();
                 }
                 Request::Ended { id, exit } => {
                     self.ended(&id, exit).await;
@@ -461,6 +469,34 @@ impl Actor {
                     source: Box::new(error),
                 })
             }
+        }
+    }
+
+    /// Waits for the shim's end in a task of its own, which then tells this one.
+    fn watch_shim(&self) {
+        let inbox = self.inbox.clone();
+        let bundle = self.node.pod_bundle(self.parts.id.as_str());
+        tokio::spawn(async move {
+            Shim::gone(&bundle).await;
+            if let Some(inbox) = inbox.upgrade() {
+                // A closed inbox is a pod that was removed meanwhile.
+                drop(inbox.send(Request::ShimGone).await);
+            }
+        });
+    }
+
+    /// The shim ended though nobody asked it to: so do its containers.
+    async fn shim_gone(&mut self) {
+        if self.parts.shim.take().is_none() {
+            return;
+        }
+        tracing::error!(pod = %self.parts.id, "the shim of this pod is gone");
+        let ids: Vec<ContainerId> = self.parts.containers.keys().cloned().collect();
+        for id in ids {
+            let source = std::io::ErrorKind::ConnectionReset.into();
+            let socket = self.node.pod_bundle(self.parts.id.as_str());
+            self.ended(&id, Err(ShimError::Unreachable { socket, source }))
+                .await;
         }
     }
 
