@@ -239,7 +239,8 @@ impl Monitor {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        if container.cgroup.is_none() {
+        let init = self.processes.get(&container.init);
+        if init.is_some_and(|process| process.phase.pid() == 0) {
             // It never ran. A runtime that fails to start also undoes what it did, and one that is broken for good
             // must not keep the pod from being removed.
             container.cleanup = Cleanup::Clean;
