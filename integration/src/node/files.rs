@@ -79,7 +79,7 @@ impl Files {
              [runtime]\ndefault_handler = \"runc\"\ncgroup_parent = \"{}\"\n\
              [network]\nconf_dir = {}\nplugin_dirs = [{}, \"{}\"]\n\
              [image]\nregistries_conf = {}\npolicy = {}\nhosts_dir = {}\n\
-             [log]\nlevel = \"debug\"\n",
+             [log]\nlevel = \"{}\"\n",
             quote(&self.socket()),
             quote(&self.root),
             quote(&self.state),
@@ -90,6 +90,8 @@ impl Files {
             quote(&self.dir.join("etc/registries.conf")),
             quote(&self.dir.join("etc/policy.json")),
             quote(&self.dir.join("etc/certs.d")),
+            // The libraries' debug lines hide ours: only who looks for something wants them.
+            std::env::var("ZCRI_TEST_LOG").unwrap_or_else(|_| "info".to_owned()),
         );
         for name in ["runc", "crun"] {
             if let Ok(path) = binaries::system(name, name) {

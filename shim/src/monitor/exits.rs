@@ -239,6 +239,13 @@ impl Monitor {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
+        let init = self.processes.get(&container.init);
+        if init.is_some_and(|process| process.phase.pid() == 0) {
+            // It never ran. A runtime that fails to start also undoes what it did, and one that is broken for good
+            // must not keep the pod from being removed.
+            container.cleanup = Cleanup::Clean;
+            return self.finish_delete(id);
+        }
         container.cleanup = Cleanup::Failed;
         let deleters = std::mem::take(&mut container.deleters);
         let error = RpcError::new(
