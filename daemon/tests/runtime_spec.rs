@@ -1,6 +1,7 @@
 //! Runs specifications that [`zcri_daemon::container::spec`] builds with the real runc and crun, as root.
 //!
 //! The pod's namespaces are the node's here but for PID and mount: what is tested is the specification, not the pod.
+#![allow(clippy::unwrap_used, reason = "tests may")]
 
 use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, symlink};
