@@ -302,15 +302,11 @@ mod tests {
     }
 
     fn with(names: &[&str]) -> CapabilitySet {
-        let all = CapabilitySet::from_bits(u64::MAX);
-        let mut bits = 0;
-        for number in 0..64 {
+        let bits = (0..64).filter(|number| {
             let one = CapabilitySet::from_bits(1 << number);
-            if all != CapabilitySet::default() && names.iter().any(|name| one.has(name)) {
-                bits |= 1 << number;
-            }
-        }
-        CapabilitySet::from_bits(bits)
+            names.iter().any(|name| one.has(name))
+        });
+        CapabilitySet::from_bits(bits.fold(0, |bits, number| bits | 1 << number))
     }
 
     #[test]
