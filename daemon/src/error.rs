@@ -137,6 +137,12 @@ impl Error {
     }
 }
 
+impl From<crate::container::spec::SpecError> for Error {
+    fn from(error: crate::container::spec::SpecError) -> Self {
+        Error::Request(Chain(&error).to_string())
+    }
+}
+
 /// An error with all its sources, as one line.
 pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
 

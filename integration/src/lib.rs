@@ -4,6 +4,7 @@
 //! Nothing here links the daemon: it is reached through its socket, its files and its binary only.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod binaries;
 pub mod client;
 pub mod cri_log;

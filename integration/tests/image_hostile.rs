@@ -103,10 +103,7 @@ async fn hostile_layers_touch_nothing_outside() -> Test {
                     .id;
                 node.cri().remove_image(&id).await?;
             }
-            Err(status) => ensure!(
-                status.code() != Code::Internal || status.message().contains(repo),
-                "{status:?}"
-            ),
+            Err(status) => ensure!(status.message().contains(repo), "which image? {status:?}"),
         }
         wait::until_true("the layer to be gone", wait::PATIENCE, || files(&root) == 0)
             .await

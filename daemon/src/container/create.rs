@@ -10,8 +10,8 @@ use std::sync::Arc;
 use oci_spec::runtime::Spec;
 use zcri_image::Image;
 
-use super::host;
 use super::config::{ContainerConfig, PidMode, Resources};
+use super::host;
 use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, SpecInput};
 use super::state::{ContainerState, ContainerView, Exited};
 use super::user_files::read_beneath;
@@ -192,14 +192,12 @@ fn write_spec(
         read_beneath(&rootfs, path)
             .map_err(|e| Error::node(format!("read /{path} of the image"), e))
     };
-    let invalid = |error: spec::SpecError| error.into_domain();
     let user = spec::resolve_user(
         &image.config.user,
         &config.security,
         &text("etc/passwd")?,
         &text("etc/group")?,
-    )
-    .map_err(invalid)?;
+    )?;
     let files = PodFiles::new(pod.bundle.clone());
     let host = host::gather(&pod.config, config)?;
     let defaults = ImageDefaults {
@@ -229,7 +227,7 @@ fn write_spec(
             container: &record.id,
         },
     };
-    let spec = spec::build(&input).map_err(invalid)?;
+    let spec = spec::build(&input)?;
     save_spec(&bundle, &spec)?;
     if config.stdin {
         let stdin = bundle.join("stdin");

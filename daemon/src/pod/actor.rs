@@ -336,7 +336,7 @@ impl Actor {
             self.end_container(&id).await?;
         }
         self.detach_network().await?;
-        teardown::stop_namespaces(&self.files()).await
+        teardown::stop_namespaces(&self.files(), &self.parts.record).await
     }
 
     /// Deletes the network attachment. The record says that it may exist until it surely does not.

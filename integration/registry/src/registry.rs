@@ -48,19 +48,23 @@ impl Registry {
     /// # Panics
     /// When no port can be bound.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a free port on 127.0.0.1");
-        let addr = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        Self::bind(0).await.expect("a free port on 127.0.0.1")
+    }
+
+    /// Starts a registry on a given port of 127.0.0.1; 0 is any free one.
+    ///
+    /// # Errors
+    /// The port cannot be bound.
+    pub async fn bind(port: u16) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+        let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
             addr,
             state: Mutex::default(),
             sent: Arc::default(),
         });
         let task = tokio::spawn(server::accept(listener, Arc::clone(&shared)));
-        Self { shared, task }
+        Ok(Self { shared, task })
     }
 
     /// Address and port; as text, the host part of image references.

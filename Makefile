@@ -1,0 +1,72 @@
+# The targets of a working day. `make demo` and `make test` need root and a Debian-like system; they install the
+# packages that are missing.
+
+CARGO ?= cargo
+RELEASE := target/release
+# What the daemon needs on the node, and what the tests need beside it.
+PACKAGES := runc crun containernetworking-plugins iptables iproute2 busybox-static
+BENCH_PACKAGES := $(PACKAGES) containerd
+# Tests touch the kernel's namespaces, mounts and interfaces: more at a time than CPUs only queue.
+TEST_ARGS ?=
+
+.PHONY: all setup build demo test bench ci fmt fmt-check lint doc deny clean
+
+all: build
+
+# Installs the packages that are missing; does nothing, and needs no network, when none is.
+setup:
+	@sh integration/setup.sh $(PACKAGES)
+
+# target/release/{zcrid,zcri-shim}
+build:
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) rustc --release -q -p zcri-demo-payload -- -C target-feature=+crt-static
+
+demo: setup build
+	$(RELEASE)/cri-demo
+
+# The binaries first: the integration tests start them.
+test: setup
+	$(CARGO) build --workspace --bins
+	$(CARGO) rustc -q -p zcri-demo-payload -- -C target-feature=+crt-static
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	    set -x; $(CARGO) nextest run --workspace $(TEST_ARGS); \
+	else \
+	    set -x; $(CARGO) test --workspace $(TEST_ARGS); \
+	fi
+
+# Writes docs/benchmarks.md and docs/benchmarks.svg.
+bench: build
+	@sh integration/setup.sh $(BENCH_PACKAGES)
+	integration/bench/run.sh $(BENCH_ARGS)
+
+# Exactly what the CI runs.
+ci: fmt-check lint doc deny test
+
+fmt:
+	$(CARGO) fmt --all
+
+fmt-check:
+	$(CARGO) fmt --all -- --check
+
+lint:
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+# Licences, bans and sources need no network; the advisories need their database, and are left out where it cannot be
+# had.
+deny:
+	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \
+	    echo "deny: cargo-deny is not installed: licences, bans and advisories are not checked"; \
+	elif ! $(CARGO) deny --workspace check --hide-inclusion-graph licenses bans sources; then \
+	    exit 1; \
+	elif timeout 60 $(CARGO) deny --workspace fetch db >/dev/null 2>&1; then \
+	    $(CARGO) deny --workspace check --disable-fetch advisories; \
+	else \
+	    echo "deny: the advisory database cannot be had: advisories are not checked"; \
+	fi
+
+clean:
+	$(CARGO) clean
