@@ -129,7 +129,11 @@ mod tests {
         is("abc", "abd2"); // a name before the start of an id
         assert_eq!(found(&catalog, "y"), None);
         assert_eq!(found(&catalog, &"e".repeat(64)), None);
-        assert_eq!(found(&catalog, "sha256:ab"), None, "too short, and no such name");
+        assert_eq!(
+            found(&catalog, "sha256:ab"),
+            None,
+            "too short, and no such name"
+        );
         catalog.insert(image("abc3", &[]));
         assert!(matches!(
             catalog.resolve("sha256:abc"),
