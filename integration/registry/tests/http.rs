@@ -101,7 +101,7 @@ async fn blobs_come_whole_in_ranges_cut_and_corrupt() {
     registry.push("r", "v1", image.clone());
     let blob = &image.layers()[0].blob;
     let path = format!("/v2/r/blobs/{}", blob.digest);
-    assert_eq!(call(&registry, "GET", path, "").await.body, blob.data);
+    assert_eq!(call(&registry, "GET", &path, "").await.body, blob.data);
     let part = call(&registry, "GET", &path, "range: bytes=10-19\r\n").await;
     assert_eq!((part.status, &part.body[..]), (206, &blob.data[10..20]));
     let total = blob.data.len();
@@ -127,7 +127,7 @@ async fn blobs_come_whole_in_ranges_cut_and_corrupt() {
             times: 1,
         },
     );
-    let cut = call(&registry, "GET", path, "").await;
+    let cut = call(&registry, "GET", &path, "").await;
     assert_eq!(
         (cut.body.len(), cut.header("content-length")),
         (1_000, Some(total.to_string().as_str()))
@@ -141,7 +141,7 @@ async fn blobs_come_whole_in_ranges_cut_and_corrupt() {
             times: FOREVER,
         },
     );
-    let broken = call(&registry, "GET", path, "").await;
+    let broken = call(&registry, "GET", &path, "").await;
     assert_eq!(
         broken
             .body
@@ -190,7 +190,7 @@ async fn counted_faults_end_and_redirects_want_no_credentials() {
     );
     let path = &location[location.find("/blob-store/").unwrap()..];
     assert_eq!(
-        digest_of(&call(&registry, "GET", path, "").await.body),
+        digest_of(&call(&registry, "GET", &path, "").await.body),
         image.config_digest()
     );
     assert_eq!(
@@ -269,8 +269,11 @@ async fn silence_and_slowness_hold_a_client() {
         200
     );
     let path = format!("/v2/r/blobs/{}", image.layers()[0].blob.digest);
-    let waited =
-        tokio::time::timeout(Duration::from_millis(200), call(&registry, "GET", path, "")).await;
+    let waited = tokio::time::timeout(
+        Duration::from_millis(200),
+        call(&registry, "GET", &path, ""),
+    )
+    .await;
     assert!(waited.is_err(), "a silent repository answered");
     let size = image.layers()[0].blob.data.len();
     registry.set_fault(
@@ -280,7 +283,7 @@ async fn silence_and_slowness_hold_a_client() {
         },
     );
     let start = std::time::Instant::now();
-    assert_eq!(call(&registry, "GET", path, "").await.body.len(), size);
+    assert_eq!(call(&registry, "GET", &path, "").await.body.len(), size);
     assert!(
         start.elapsed() >= Duration::from_millis(150),
         "{:?}",
