@@ -15,6 +15,7 @@ mod measure;
 mod pax;
 mod stream;
 #[cfg(test)]
+#[allow(clippy::too_many_lines, reason = "lists of hostile archives")]
 mod tests;
 mod unpack;
 

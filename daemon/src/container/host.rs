@@ -1,5 +1,6 @@
 //! Looks up on the node what a container's specification needs: sources of mounts, device nodes, a seccomp profile.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 
@@ -16,6 +17,12 @@ const NOT_SHARED: [&str; 7] = ["pts", "shm", "fd", "mqueue", "console", ".udev",
 /// # Errors
 /// A source cannot be had; the error names the field of the request and the path.
 pub(super) fn gather(pod: &PodConfig, config: &ContainerConfig) -> Result<HostParts> {
+    if let Some(device) = config.cdi_devices.first() {
+        return Err(Error::Unsupported {
+            what: "config.CDI_devices",
+            reason: format!("CDI devices come with a later version (got {device:?})"),
+        });
+    }
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(|e| Error::node("read /proc/self/mountinfo", e))?;
     let mounts = config
@@ -48,6 +55,11 @@ pub(super) fn gather(pod: &PodConfig, config: &ContainerConfig) -> Result<HostPa
             reason,
         });
     }
+    // Of a device that is named twice, as of one that a privileged container has anyway, the last word counts.
+    let mut seen = HashSet::new();
+    devices.reverse();
+    devices.retain(|device: &DeviceNode| seen.insert(device.path.clone()));
+    devices.reverse();
     Ok(HostParts {
         mounts,
         devices,
@@ -138,6 +150,10 @@ fn seccomp(config: &ContainerConfig) -> Result<Option<LocalProfile>> {
     let SeccompProfile::Localhost(path) = &config.security.seccomp else {
         return Ok(None);
     };
+    // It has no filter, whatever the profile says.
+    if config.security.privileged {
+        return Ok(None);
+    }
     let json = std::fs::read_to_string(path).map_err(|error| Error::Invalid {
         field: "config.linux.security_context.seccomp.localhost_ref",
         value: path.display().to_string(),

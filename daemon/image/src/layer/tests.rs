@@ -674,7 +674,7 @@ fn random_damage_is_survived() {
         .plain(b'1', "d/h", "d/f")
         .file("d/.wh.x", "")
         .end();
-    for seed in 1_u64..400 {
+    for seed in 1_u64..200 {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut next = || {
             state ^= state << 13;

@@ -11,6 +11,7 @@ use super::{Inner, LayerHold, record_path};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::image::{Image, ImageConfig, LayerInfo};
+use crate::layer::DiskUse;
 use crate::reference::ImageReference;
 
 /// An image whose layers are all there.
@@ -31,8 +32,10 @@ pub(crate) struct Pulled {
 impl Inner {
     /// Records a pulled image. When this returns it survives the loss of power. Blocks.
     pub(crate) fn commit(&self, pulled: Pulled) -> Result<Arc<Image>, ImageError> {
-        self.sync_layers(&pulled.layers)?;
+        // Not under the lock: it takes as long as the disk does.
+        self.sync_new(&pulled.layers)?;
         let mut generation = self.writer();
+        self.write_figures(&pulled.layers)?;
         let mut catalog = (*self.catalog()).clone();
         let known = catalog.get(&pulled.id).cloned();
         let image = Arc::new(self.described(&pulled, known.as_deref()));
@@ -88,17 +91,25 @@ impl Inner {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn new_layers<'a>(&self, layers: &'a [LayerInfo]) -> Vec<&'a LayerInfo> {
+        let table = self.layers();
+        let is_new = |layer: &&LayerInfo| !table.is_durable(&layer.diff_id);
+        layers.iter().filter(is_new).collect()
+    }
+
     /// One `syncfs` for all new layers; none when there are none.
-    fn sync_layers(&self, layers: &[LayerInfo]) -> Result<(), ImageError> {
-        let is_new = |layer: &&LayerInfo| !self.layers().is_durable(&layer.diff_id);
-        let new: Vec<&LayerInfo> = layers.iter().filter(is_new).collect();
-        if new.is_empty() {
+    fn sync_new(&self, layers: &[LayerInfo]) -> Result<(), ImageError> {
+        if self.new_layers(layers).is_empty() {
             return Ok(());
         }
-        syncfs(&self.root)
-            .map_err(|error| ImageError::io("sync", &self.config.root, error.into()))?;
-        for layer in new {
-            let disk = crate::layer::DiskUse {
+        syncfs(&self.root).map_err(|error| ImageError::io("sync", &self.config.root, error.into()))
+    }
+
+    /// Marks layers as being on disk, which they are. The caller is the only writer: pulls of images that share a
+    /// layer come here at the same time.
+    fn write_figures(&self, layers: &[LayerInfo]) -> Result<(), ImageError> {
+        for layer in self.new_layers(layers) {
+            let disk = DiskUse {
                 bytes: layer.bytes,
                 inodes: layer.inodes,
             };
