@@ -8,6 +8,7 @@
     missing_docs,
     unreachable_pub,
     unused_qualifications,
+    rustdoc::all,
     clippy::all,
     clippy::too_many_lines,
     clippy::allow_attributes_without_reason,
