@@ -316,6 +316,12 @@ impl TestNode {
             rustix::mount::unmount(&self.files.root, rustix::mount::UnmountFlags::empty())
                 .context("the storage root is still in use")?;
         }
+        // A shim that was told to end may be seen for a moment more.
+        let slot = &self.slot;
+        let nothing = || leaks::audit(slot).is_empty();
+        wait::until_true("nothing to be left", SHUTDOWN, nothing)
+            .await
+            .ok();
         let left = leaks::audit(&self.slot);
         ensure!(left.is_empty(), "left behind: {left:#?}");
         let allowed = self

@@ -353,7 +353,11 @@ async fn a_daemon_killed_amid_a_removal_finishes_it_at_the_retry() -> Test {
 /// The shim of a pod dies: its containers are ended and told so, the pod is not ready, and all of it can be removed.
 #[tokio::test]
 async fn a_lost_shim_is_noticed() -> Test {
-    let node = TestNode::builder().allow_log("shim").start().await?;
+    let node = TestNode::builder()
+        .allow_log("shim")
+        .allow_log("an orphan was not deleted")
+        .start()
+        .await?;
     let pod = node.pod("p").await?;
     let id = pod.sleeper("c").await?;
     let other = node.pod("other").await?;
@@ -376,7 +380,11 @@ async fn a_lost_shim_is_noticed() -> Test {
 /// The same, while no daemon watches.
 #[tokio::test]
 async fn a_shim_lost_meanwhile_is_noticed_at_the_start() -> Test {
-    let mut node = TestNode::builder().allow_log("shim").start().await?;
+    let mut node = TestNode::builder()
+        .allow_log("shim")
+        .allow_log("an orphan was not deleted")
+        .start()
+        .await?;
     let (pod_id, id) = {
         let pod = node.pod("p").await?;
         let id = pod.sleeper("c").await?;

@@ -132,6 +132,15 @@ impl ContainerState {
         }
     }
 
+    /// Whether the OCI runtime was ever asked to run it.
+    pub(crate) fn was_started(&self) -> bool {
+        match self {
+            ContainerState::Created => false,
+            ContainerState::Running { .. } => true,
+            ContainerState::Exited(exited) => exited.started_at_ns != 0,
+        }
+    }
+
     /// Process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         match self {

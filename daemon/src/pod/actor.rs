@@ -577,6 +577,18 @@ impl Actor {
         set_exited(&self.node, owned, exited);
     }
 
+    /// Clears what a container of a lost shim has left with the OCI runtime.
+    async fn end_orphan(&self, id: &ContainerId) -> Result<()> {
+        let Some(owned) = self.parts.containers.get(id) else {
+            return Ok(());
+        };
+        if owned.record.boot_id != self.node.boot_id || !owned.view.state.was_started() {
+            return Ok(());
+        }
+        let handler = self.node.handlers.get(&self.parts.record.handler).ok();
+        teardown::end_orphan(&self.node, handler, &owned.view).await
+    }
+
     async fn remove_container(&mut self, id: &ContainerId) -> Result<()> {
         let Some(owned) = self.parts.containers.get(id) else {
             return Ok(());
@@ -591,6 +603,8 @@ impl Actor {
                 source: Box::new(source),
             };
             shim.delete(id.as_str(), "").await.map_err(failed)?;
+        } else {
+            self.end_orphan(id).await?;
         }
         let Some(owned) = self.parts.containers.get_mut(id) else {
             return Ok(());

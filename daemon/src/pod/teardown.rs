@@ -73,26 +73,48 @@ pub(crate) async fn unmake(
 }
 
 /// Ends a container whose shim died: its processes, and what the OCI runtime keeps of it.
-pub(crate) async fn kill_orphan(node: &Node, handler: Option<&Handler>, container: &ContainerView) {
-    if let Some(handler) = handler {
-        let mut command = Command::new(&handler.path);
-        if let Some(root) = &handler.root {
-            command.arg("--root").arg(root);
-        }
-        command.args(["delete", "--force", container.id.as_str()]);
-        match command.output().await {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => tracing::warn!(container = %container.id,
-                message = %String::from_utf8_lossy(&output.stderr).trim(), "an orphan was not deleted"),
-            Err(error) => tracing::warn!(container = %container.id, error = %Chain(&error),
-                handler = %handler.path.display(), "an orphan was not deleted"),
-        }
-    }
+///
+/// # Errors
+/// The OCI runtime's words; asking again tries again.
+pub(crate) async fn end_orphan(
+    node: &Node,
+    handler: Option<&Handler>,
+    container: &ContainerView,
+) -> Result<()> {
+    // Before the runtime, which waits for the end of the first process only.
     match node.cgroups.processes(&container.cgroup) {
         Ok(pids) => pids.into_iter().for_each(kill),
         Err(error) => {
             tracing::warn!(container = %container.id, error = %Chain(&error), "its cgroup was not read")
         }
+    }
+    let Some(handler) = handler else {
+        return Ok(());
+    };
+    let mut command = Command::new(&handler.path);
+    if let Some(root) = &handler.root {
+        command.arg("--root").arg(root);
+    }
+    // With --force, a container that the runtime does not know is deleted already.
+    command.args(["delete", "--force", container.id.as_str()]);
+    let failed = |source: crate::error::Source| Error::Runtime {
+        action: "delete",
+        id: container.id.to_string(),
+        source,
+    };
+    let output = command.output().await.map_err(|e| failed(e.into()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(failed(
+        String::from_utf8_lossy(&output.stderr).trim().into(),
+    ))
+}
+
+/// [`end_orphan`] where nobody waits for the result: the container's removal tries again.
+pub(crate) async fn kill_orphan(node: &Node, handler: Option<&Handler>, container: &ContainerView) {
+    if let Err(error) = end_orphan(node, handler, container).await {
+        tracing::warn!(container = %container.id, error = %Chain(&error), "an orphan was not deleted");
     }
 }
 
