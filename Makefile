@@ -30,7 +30,7 @@ test: setup
 	$(CARGO) build --workspace --bins
 	$(CARGO) rustc -q -p zcri-demo-payload -- -C target-feature=+crt-static
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	    set -x; $(CARGO) nextest run --workspace $(TEST_ARGS); \
+	    set -x; $(CARGO) nextest run --workspace --no-fail-fast $(TEST_ARGS); \
 	else \
 	    set -x; $(CARGO) test --workspace $(TEST_ARGS); \
 	fi

@@ -128,6 +128,21 @@ impl Error {
         }
     }
 
+    /// Whether a full disk is among the causes.
+    pub fn is_out_of_space(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            if error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+            {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+
     /// A failed operation on the node.
     pub fn node(action: impl Into<String>, source: impl Into<Source>) -> Self {
         Error::Node {

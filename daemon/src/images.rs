@@ -10,7 +10,8 @@ use zcri_config::Config;
 use zcri_config::auth::AuthFile;
 use zcri_config::registries::Registries;
 use zcri_image::{
-    Credentials, Image, ImageError, ImageStore, Limits, Platform, PullRequest, StoreConfig, Timeouts, Usage,
+    Credentials, Image, ImageError, ImageStore, Limits, Platform, PullRequest, StoreConfig,
+    Timeouts, Usage,
 };
 
 use crate::error::{Error, Result};
@@ -29,7 +30,12 @@ impl Images {
     /// A file that the configuration names is bad, or the store cannot be read.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let registries = Registries::load(&config.image.registries_conf)?;
-        let auth = config.image.auth_file.as_deref().map(AuthFile::load).transpose()?;
+        let auth = config
+            .image
+            .auth_file
+            .as_deref()
+            .map(AuthFile::load)
+            .transpose()?;
         let platform = config.platform.image.resolve();
         let store = ImageStore::open(StoreConfig {
             root: config.storage.root.join("images"),
@@ -73,13 +79,20 @@ impl Images {
         let mut names = self.expand(name)?.into_iter().peekable();
         while let Some(full) = names.next() {
             let reference = full.parse().map_err(|e| failed(name, e))?;
-            let request = PullRequest { reference, credentials: credentials.clone(), progress: None };
+            let request = PullRequest {
+                reference,
+                credentials: credentials.clone(),
+                progress: None,
+            };
             match self.store.pull(request).await {
                 Err(ImageError::NotFound { .. }) if names.peek().is_some() => {}
                 pulled => return pulled.map_err(|e| failed(name, e)),
             }
         }
-        Err(Error::NotFound { what: "image", id: name.into() })
+        Err(Error::NotFound {
+            what: "image",
+            id: name.into(),
+        })
     }
 
     /// The image of that name, id or beginning of an id; what is no name of an image names none.
@@ -89,7 +102,9 @@ impl Images {
             return Some(image);
         }
         let names = self.registries.expand(name).ok()?;
-        names.iter().find_map(|name| self.store.resolve(name).ok().flatten())
+        names
+            .iter()
+            .find_map(|name| self.store.resolve(name).ok().flatten())
     }
 
     /// All images.
@@ -103,8 +118,13 @@ impl Images {
     /// # Errors
     /// The name is none, or the file system refused.
     pub async fn remove(&self, name: &str) -> Result<()> {
-        let Some(image) = self.find(name) else { return Ok(()) };
-        self.store.remove(image.id.as_str()).await.map_err(|e| failed(name, e))?;
+        let Some(image) = self.find(name) else {
+            return Ok(());
+        };
+        self.store
+            .remove(image.id.as_str())
+            .await
+            .map_err(|e| failed(name, e))?;
         Ok(())
     }
 
@@ -118,7 +138,9 @@ impl Images {
     /// # Errors
     /// The image is gone.
     pub fn lease(&self, owner: &str, image: &Image) -> Result<Vec<PathBuf>> {
-        self.store.lease(owner, image.id.as_str()).map_err(|e| failed(image.id.as_str(), e))
+        self.store
+            .lease(owner, image.id.as_str())
+            .map_err(|e| failed(image.id.as_str(), e))
     }
 
     /// Keeps layers by their diff ids, whether or not an image still names them.
@@ -127,10 +149,14 @@ impl Images {
     /// One is gone.
     pub fn lease_layers(&self, owner: &str, diff_ids: &[String]) -> Result<()> {
         let parse = |id: &String| {
-            id.parse().map_err(|_| Error::node("read a record", format!("{id:?} is no digest of a layer")))
+            id.parse().map_err(|_| {
+                Error::node("read a record", format!("{id:?} is no digest of a layer"))
+            })
         };
         let diff_ids = diff_ids.iter().map(parse).collect::<Result<Vec<_>>>()?;
-        self.store.lease_layers(owner, &diff_ids).map_err(|e| failed(owner, e))?;
+        self.store
+            .lease_layers(owner, &diff_ids)
+            .map_err(|e| failed(owner, e))?;
         Ok(())
     }
 
@@ -148,14 +174,19 @@ impl Images {
     }
 
     fn expand(&self, name: &str) -> Result<Vec<String>> {
-        self.registries.expand(name).map_err(|error| Error::Invalid {
-            field: "image.image",
-            value: name.into(),
-            reason: error.to_string(),
-        })
+        self.registries
+            .expand(name)
+            .map_err(|error| Error::Invalid {
+                field: "image.image",
+                value: name.into(),
+                reason: error.to_string(),
+            })
     }
 }
 
 fn failed(reference: &str, source: ImageError) -> Error {
-    Error::Image { reference: reference.into(), source: Box::new(source) }
+    Error::Image {
+        reference: reference.into(),
+        source: Box::new(source),
+    }
 }

@@ -129,6 +129,9 @@ fn processes(slot: &Slot) -> Vec<(Pid, String)> {
                 .ok()
                 .filter(|id| *id != own)?;
             let pid = Pid::from_raw(id.parse().ok()?)?;
+            if is_inits_zombie(&proc) {
+                return None;
+            }
             let command = std::fs::read(proc.join("cmdline")).ok()?;
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             let link =
@@ -142,6 +145,15 @@ fn processes(slot: &Slot) -> Vec<(Pid, String)> {
             ours.then_some((pid, command))
         })
         .collect()
+}
+
+/// Whether a process has ended and is process 1's to wait for: in a container that may never happen.
+fn is_inits_zombie(proc: &Path) -> bool {
+    let stat = std::fs::read_to_string(proc.join("stat")).unwrap_or_default();
+    // proc_pid_stat(5): the name in parentheses, then state and parent.
+    stat.rsplit(") ")
+        .next()
+        .is_some_and(|rest| rest.starts_with("Z 1 "))
 }
 
 /// All cgroups of the slot in every hierarchy, the deepest first.

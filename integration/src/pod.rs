@@ -228,6 +228,8 @@ impl Pod<'_> {
     /// # Errors
     /// As the daemon says; it does not end; its log is not of the format.
     pub async fn run(&self, config: &ContainerConfig) -> Result<Ended> {
+        // A log is appended to; the kubelet's names hold the attempt, the names here do not.
+        std::fs::remove_file(self.log_path(config)).ok();
         let id = self.start(config).await?;
         let status = self.node.exited(&id).await?;
         let lines = self.log(config)?;

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context as _, Result, ensure};
-use zcri_integration::pod::{security, words};
+use zcri_integration::pod::{pod_security, security, words};
 use zcri_integration::v1::security_profile::ProfileType;
 use zcri_integration::v1::{
     Capability, ContainerConfig, Device, Int64Value, Mount, MountPropagation, SecurityProfile,
@@ -80,7 +80,9 @@ async fn a_missing_mount_source_becomes_a_directory() -> Test {
 #[tokio::test]
 async fn mounts_propagate_as_asked() -> Test {
     let node = TestNode::start().await?;
-    let pod = node.pod("p").await?;
+    let mut config = node.pod_config("p")?;
+    pod_security(&mut config).privileged = true;
+    let pod = node.run_pod(config).await?;
     let shared = SharedMount::new(&node)?;
     let of = |propagation: MountPropagation| Mount {
         propagation: propagation.into(),
@@ -166,18 +168,26 @@ async fn devices_are_those_asked_for() -> Test {
         );
     }
     assert!(text.ends_with("3\nnone"), "{text}");
+    // None of those that every container may use.
+    let host = ["/dev/loop-control", "/dev/fuse", "/dev/autofs"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists());
     let device = Device {
-        container_path: "/dev/my-zero".to_owned(),
-        host_path: "/dev/zero".to_owned(),
+        container_path: "/dev/mine".to_owned(),
+        host_path: host
+            .context("prerequisite: none of the devices that this test knows")?
+            .to_owned(),
         permissions: "r".to_owned(),
     };
+    let script = "true < /dev/mine && echo readable; true > /dev/mine || echo refused";
     let asked = pod
-        .sh_with(
-            "head -c 5 /dev/my-zero | wc -c; echo x > /dev/my-zero || echo refused",
-            |c| c.devices = vec![device],
-        )
+        .sh_with(script, |c| c.devices = vec![device.clone()])
         .await?;
-    assert_eq!(asked.success()?, "5\nrefused");
+    assert_eq!(asked.success()?, "readable\nrefused");
+    let none = pod
+        .sh_with("test -e /dev/mine || echo none", |_| ())
+        .await?;
+    assert_eq!(none.success()?, "none");
     let missing = Device {
         host_path: "/dev/no-such-device".into(),
         container_path: "/dev/x".into(),
@@ -294,7 +304,7 @@ async fn capabilities_are_the_defaults_with_additions_and_drops() -> Test {
 async fn privilege_opens_what_is_closed_otherwise() -> Test {
     let node = TestNode::start().await?;
     let mut config = node.pod_config("p")?;
-    zcri_integration::pod::pod_security(&mut config).privileged = true;
+    pod_security(&mut config).privileged = true;
     let pod = node.run_pod(config).await?;
     let probe = "mount -t tmpfs none /tmp 2>/dev/null && echo mounts; test -e /dev/kmsg && echo devices; \
                  (echo 0 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null && echo writes-proc; \

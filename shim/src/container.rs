@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use containerd_shim_protos::api::Status;
 
@@ -146,6 +147,8 @@ pub(crate) struct LogPipe {
     pub(crate) watch: Watch,
     pub(crate) stream: Stream,
     pub(crate) splitter: Splitter,
+    /// When it was read last, since the epoch of Unix.
+    pub(crate) last_read: Duration,
 }
 
 /// The controlling side of a pseudo-terminal and what is copied to and from it.
@@ -250,7 +253,6 @@ pub(crate) struct Container {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn which_request_is_legal_when() {

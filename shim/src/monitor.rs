@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::time::Timespec;
 use zcri_sys::process::Pages;
@@ -72,6 +72,9 @@ pub(crate) struct Monitor {
     jobs: BTreeMap<u32, Job>,
     /// Ends of processes that a runtime in flight may yet tell about.
     unclaimed: BTreeMap<u32, Exit>,
+    /// Pipes that are left alone until `wake_at`, because their writer brings little at a time.
+    resting: Vec<(Key, Stream)>,
+    wake_at: Instant,
     next_number: u64,
     scratch: Scratch,
     socket: PathBuf,
@@ -97,6 +100,8 @@ impl Monitor {
             processes: BTreeMap::new(),
             jobs: BTreeMap::new(),
             unclaimed: BTreeMap::new(),
+            resting: Vec::new(),
+            wake_at: Instant::now(),
             next_number: 1,
             scratch: Scratch {
                 input: Pages::new(READ_SIZE)?,
@@ -112,11 +117,18 @@ impl Monitor {
         let mut events = Vec::new();
         let mut busy = true;
         while !(self.shutdown && self.all_answers_sent()) {
-            self.poll.wait(&mut events, busy.then_some(IDLE))?;
-            if events.is_empty() && busy {
+            let limit = if self.resting.is_empty() {
+                busy.then_some(IDLE)
+            } else {
+                Some(streams::REST)
+            };
+            let expired = self.poll.wait(&mut events, limit)?;
+            busy = !expired || !self.resting.is_empty();
+            if !self.resting.is_empty() {
+                self.wake_resting();
+            } else if expired {
                 self.rest();
             }
-            busy = !events.is_empty();
             for (token, flags) in events.drain(..) {
                 if let Some(source) = self.poll.source(token) {
                     self.handle(source, flags);
@@ -144,6 +156,7 @@ impl Monitor {
 
     /// Gives back what only work needs.
     fn rest(&mut self) {
+        self.listen(true);
         self.scratch.input.release();
         self.scratch.output.release();
         for process in self.processes.values_mut() {

@@ -98,21 +98,21 @@ impl<S: Copy> Poll<S> {
         self.sources.get(&token).copied()
     }
 
-    /// Waits, for ever without a limit. An interrupted or expired wait gives no events.
+    /// Waits, for ever without a limit. Did the limit pass without an event? An interrupted wait gives no events.
     pub(crate) fn wait(
         &self,
         events: &mut Vec<(u64, EventFlags)>,
         limit: Option<Timespec>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         events.clear();
         let mut buffer: [std::mem::MaybeUninit<epoll::Event>; BATCH] =
             [const { std::mem::MaybeUninit::uninit() }; BATCH];
         match epoll::wait(&self.epoll, &mut buffer, limit.as_ref()) {
             Ok((ready, _)) => {
                 events.extend(ready.iter().map(|event| (event.data.u64(), event.flags)));
-                Ok(())
+                Ok(events.is_empty())
             }
-            Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(rustix::io::Errno::INTR) => Ok(false),
             Err(e) => Err(e.into()),
         }
     }

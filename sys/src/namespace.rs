@@ -121,6 +121,35 @@ pub fn unpin(path: &Path) -> Result<()> {
     }
 }
 
+/// Kills the process `pid` if its PID namespace is the one pinned on `path`, that is, if it is the init of that
+/// namespace and not a stranger that got its number; everything in the namespace ends with it.
+///
+/// # Errors
+/// It lives and could not be killed.
+pub fn kill_init(pid: u32, path: &Path) -> Result<()> {
+    let Some(process) = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+    else {
+        return Ok(());
+    };
+    // The descriptor first: what it names cannot change after the comparison.
+    let Ok(process) = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())
+    else {
+        return Ok(());
+    };
+    let own = rustix::fs::stat(format!("/proc/{pid}/ns/pid"));
+    let pinned = rustix::fs::stat(path);
+    match (own, pinned) {
+        (Ok(own), Ok(pinned)) if (own.st_dev, own.st_ino) == (pinned.st_dev, pinned.st_ino) => {}
+        _ => return Ok(()),
+    }
+    match rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL) {
+        Err(e) if e != rustix::io::Errno::SRCH => Err(Error::call("kill the init of a pod", e)),
+        _ => Ok(()),
+    }
+}
+
 /// Sets a sysctl as the calling thread's namespaces see it.
 fn set_sysctl(name: &str, value: &str) -> Result<()> {
     let fail = |source| Error::Sysctl {
@@ -237,6 +266,27 @@ mod tests {
             unpin(&dir.join(name)).unwrap();
         }
         std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn only_the_init_of_the_pinned_namespace_is_killed() {
+        let dir = std::env::temp_dir().join(format!("zcri-init-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let stranger = dir.join("stranger");
+        let ours = dir.join("ours");
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        std::fs::write(&stranger, "").unwrap();
+        kill_init(child.id(), &stranger).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "the file pins nothing");
+        pin_of_process(child.id(), "pid", &ours).unwrap();
+        kill_init(child.id(), &ours).unwrap();
+        assert!(!child.wait().unwrap().success());
+        kill_init(child.id(), &ours).unwrap();
+        unpin(&ours).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

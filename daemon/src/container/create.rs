@@ -10,8 +10,8 @@ use std::sync::Arc;
 use oci_spec::runtime::Spec;
 use zcri_image::Image;
 
-use super::host;
 use super::config::{ContainerConfig, PidMode, Resources};
+use super::host;
 use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, SpecInput};
 use super::state::{ContainerState, ContainerView, Exited};
 use super::user_files::read_beneath;
@@ -197,8 +197,7 @@ fn write_spec(
         &config.security,
         &text("etc/passwd")?,
         &text("etc/group")?,
-    )
-    ?;
+    )?;
     let files = PodFiles::new(pod.bundle.clone());
     let host = host::gather(&pod.config, config)?;
     let defaults = ImageDefaults {

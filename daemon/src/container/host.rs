@@ -1,8 +1,8 @@
 //! Looks up on the node what a container's specification needs: sources of mounts, device nodes, a seccomp profile.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-
 
 use super::config::{ContainerConfig, Device, Mount, MountSource, SeccompProfile};
 use super::spec::{DeviceKind, DeviceNode, HostParts, LocalProfile, PreparedMount, peers_of};
@@ -17,13 +17,28 @@ const NOT_SHARED: [&str; 7] = ["pts", "shm", "fd", "mqueue", "console", ".udev",
 /// # Errors
 /// A source cannot be had; the error names the field of the request and the path.
 pub(super) fn gather(pod: &PodConfig, config: &ContainerConfig) -> Result<HostParts> {
+    if let Some(device) = config.cdi_devices.first() {
+        return Err(Error::Unsupported {
+            what: "config.CDI_devices",
+            reason: format!("CDI devices come with a later version (got {device:?})"),
+        });
+    }
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(|e| Error::node("read /proc/self/mountinfo", e))?;
-    let mounts = config.mounts.iter().map(|mount| prepare_mount(mount, &mountinfo)).collect::<Result<Vec<_>>>()?;
+    let mounts = config
+        .mounts
+        .iter()
+        .map(|mount| prepare_mount(mount, &mountinfo))
+        .collect::<Result<Vec<_>>>()?;
     let mut devices = Vec::new();
     if config.security.privileged {
-        let all = Device { host_path: "/dev".into(), container_path: "/dev".into(), permissions: "rwm".into() };
-        add_devices(&all, &mut devices).map_err(|e| Error::node("list the devices of the node", e))?;
+        let all = Device {
+            host_path: "/dev".into(),
+            container_path: "/dev".into(),
+            permissions: "rwm".into(),
+        };
+        add_devices(&all, &mut devices)
+            .map_err(|e| Error::node("list the devices of the node", e))?;
     }
     for device in &config.devices {
         let before = devices.len();
@@ -34,13 +49,23 @@ pub(super) fn gather(pod: &PodConfig, config: &ContainerConfig) -> Result<HostPa
             Err(error) => error.to_string(),
         };
         let value = device.host_path.display().to_string();
-        return Err(Error::Invalid { field: "config.devices.host_path", value, reason });
+        return Err(Error::Invalid {
+            field: "config.devices.host_path",
+            value,
+            reason,
+        });
     }
+    // Of a device that is named twice, as of one that a privileged container has anyway, the last word counts.
+    let mut seen = HashSet::new();
+    devices.reverse();
+    devices.retain(|device: &DeviceNode| seen.insert(device.path.clone()));
+    devices.reverse();
     Ok(HostParts {
         mounts,
         devices,
         seccomp: seccomp(config)?,
-        host_name: crate::pod::host_name(pod).map_err(|e| Error::node("read the host's name", e))?,
+        host_name: crate::pod::host_name(pod)
+            .map_err(|e| Error::node("read the host's name", e))?,
     })
 }
 
@@ -50,7 +75,10 @@ fn prepare_mount(mount: &Mount, mountinfo: &str) -> Result<PreparedMount> {
         MountSource::Host(path) => path,
         MountSource::Image { .. } => {
             let reason = "image volumes come with a later version".into();
-            return Err(Error::Unsupported { what: "config.mounts.image", reason });
+            return Err(Error::Unsupported {
+                what: "config.mounts.image",
+                reason,
+            });
         }
     };
     let source = std::fs::canonicalize(path).or_else(|error| match error.kind() {
@@ -66,7 +94,11 @@ fn prepare_mount(mount: &Mount, mountinfo: &str) -> Result<PreparedMount> {
         reason: error.to_string(),
     })?;
     let peers = peers_of(mountinfo, &source);
-    Ok(PreparedMount { mount: mount.clone(), source, peers })
+    Ok(PreparedMount {
+        mount: mount.clone(),
+        source,
+        peers,
+    })
 }
 
 /// Adds a device, or all devices below a directory.
@@ -115,20 +147,32 @@ fn add_below(dir: &Device, found: &mut Vec<DeviceNode>) -> io::Result<()> {
 }
 
 fn seccomp(config: &ContainerConfig) -> Result<Option<LocalProfile>> {
-    let SeccompProfile::Localhost(path) = &config.security.seccomp else { return Ok(None) };
+    let SeccompProfile::Localhost(path) = &config.security.seccomp else {
+        return Ok(None);
+    };
+    // It has no filter, whatever the profile says.
+    if config.security.privileged {
+        return Ok(None);
+    }
     let json = std::fs::read_to_string(path).map_err(|error| Error::Invalid {
         field: "config.linux.security_context.seccomp.localhost_ref",
         value: path.display().to_string(),
         reason: error.to_string(),
     })?;
-    Ok(Some(LocalProfile { path: path.clone(), json, kernel: kernel() }))
+    Ok(Some(LocalProfile {
+        path: path.clone(),
+        json,
+        kernel: kernel(),
+    }))
 }
 
 /// Release of the running kernel, major and minor; 0.0 if it says something strange.
 fn kernel() -> (u32, u32) {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
@@ -147,11 +191,21 @@ mod tests {
         };
         let mut found = Vec::new();
         add_devices(&device("/dev/null"), &mut found).unwrap();
-        assert_eq!((found[0].major, found[0].minor, found[0].kind), (1, 3, DeviceKind::Character));
-        assert_eq!((found[0].path.as_path(), found[0].permissions.as_str()), (Path::new("/dev/x"), "r"));
+        assert_eq!(
+            (found[0].major, found[0].minor, found[0].kind),
+            (1, 3, DeviceKind::Character)
+        );
+        assert_eq!(
+            (found[0].path.as_path(), found[0].permissions.as_str()),
+            (Path::new("/dev/x"), "r")
+        );
         found.clear();
         add_devices(&device("/dev"), &mut found).unwrap();
-        assert!(found.iter().any(|node| node.path == Path::new("/dev/x/null")));
+        assert!(
+            found
+                .iter()
+                .any(|node| node.path == Path::new("/dev/x/null"))
+        );
         assert!(!found.iter().any(|node| node.path.starts_with("/dev/x/pts")));
         add_devices(&device("/etc/hostname"), &mut Vec::new()).unwrap();
         assert!(add_devices(&device("/dev/no-such"), &mut Vec::new()).is_err());

@@ -1,7 +1,7 @@
 //! From configuration to an OCI runtime specification: pure functions.
 //!
 //! What has to be looked up on the node first (sources of mounts, numbers of devices, a seccomp profile's text)
-//! comes in as [`HostParts`]; `container::host` gathers it.
+//! comes in as [`HostParts`]; [`crate::container::host`] gathers it.
 //!
 //! The result follows what the kubelet's users know from containerd and CRI-O. Where the two differ, the comment
 //! beside the rule says which one is followed and why.

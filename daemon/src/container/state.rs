@@ -89,7 +89,8 @@ impl Exited {
             _ => "Error",
         };
         Self {
-            started_at_ns,
+            // The shim may see the end before the daemon has noted the start.
+            started_at_ns: started_at_ns.min(exit.at_ns),
             finished_at_ns: exit.at_ns,
             exit_code: exit.code,
             reason: reason.into(),

@@ -31,12 +31,13 @@ macro_rules! changing {
 
 /// Calls that only look.
 macro_rules! looking {
-    ($self:ident, $request:ident, $rpc:literal, $function:path) => {{
+    ($self:ident, $request:ident, $rpc:literal, $function:path) => {
+        looking!($self, $request, $rpc, none, none, $function)
+    };
+    ($self:ident, $request:ident, $rpc:literal, $pod:expr, $container:expr, $function:path) => {{
         let message = $request.into_inner();
-        look(span($rpc, "", ""), async {
-            $function(&$self.pods, message).await
-        })
-        .await
+        let span = span($rpc, $pod(&message), $container(&message));
+        look(span, async { $function(&$self.pods, message).await }).await
     }};
 }
 
@@ -91,7 +92,10 @@ impl RuntimeService for Services {
         &self,
         request: Request<api::PodSandboxStatusRequest>,
     ) -> Answer<api::PodSandboxStatusResponse> {
-        looking!(self, request, "PodSandboxStatus", pods::status)
+        fn pod(m: &api::PodSandboxStatusRequest) -> &str {
+            &m.pod_sandbox_id
+        }
+        looking!(self, request, "PodSandboxStatus", pod, none, pods::status)
     }
 
     async fn list_pod_sandbox(
@@ -194,7 +198,17 @@ impl RuntimeService for Services {
         &self,
         request: Request<api::ContainerStatusRequest>,
     ) -> Answer<api::ContainerStatusResponse> {
-        looking!(self, request, "ContainerStatus", containers::status)
+        fn container(m: &api::ContainerStatusRequest) -> &str {
+            &m.container_id
+        }
+        looking!(
+            self,
+            request,
+            "ContainerStatus",
+            none,
+            container,
+            containers::status
+        )
     }
 
     async fn update_container_resources(
@@ -267,7 +281,17 @@ impl RuntimeService for Services {
         &self,
         request: Request<api::ContainerStatsRequest>,
     ) -> Answer<api::ContainerStatsResponse> {
-        looking!(self, request, "ContainerStats", stats::container)
+        fn container(m: &api::ContainerStatsRequest) -> &str {
+            &m.container_id
+        }
+        looking!(
+            self,
+            request,
+            "ContainerStats",
+            none,
+            container,
+            stats::container
+        )
     }
 
     async fn list_container_stats(

@@ -15,6 +15,9 @@ use zcri_proto::v1::runtime_service_server::RuntimeServiceServer;
 
 use super::Services;
 
+/// Two streams of 16 MiB (api.proto, ExecSyncResponse), and room for their frame.
+const LARGEST_ANSWER: usize = (32 << 20) + 4096;
+
 /// Why the daemon cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -161,9 +164,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let limit = options.max_message_bytes;
+    // Both streams of an ExecSync at their limit have to fit, with what goes around them.
+    let answer_limit = limit.max(LARGEST_ANSWER);
     let runtime = RuntimeServiceServer::new(services.clone())
         .max_decoding_message_size(limit)
-        .max_encoding_message_size(limit);
+        .max_encoding_message_size(answer_limit);
     let image = ImageServiceServer::new(services)
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);

@@ -22,10 +22,8 @@ fn code(error: &Error) -> Code {
         Error::Gone { .. } => Code::Aborted,
         Error::Image { source, .. } => image_code(source),
         Error::Shared(error) => code(error),
-        Error::Network { source, .. }
-        | Error::Runtime { source, .. }
-        | Error::Node { source, .. } => {
-            if out_of_space(source.as_ref()) {
+        Error::Network { .. } | Error::Runtime { .. } | Error::Node { .. } => {
+            if error.is_out_of_space() {
                 Code::ResourceExhausted
             } else {
                 Code::Internal
@@ -61,19 +59,4 @@ fn image_code(error: &ImageError) -> Code {
             Code::Internal
         }
     }
-}
-
-/// Whether a full disk is among the causes.
-fn out_of_space(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
-        {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }

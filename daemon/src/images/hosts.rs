@@ -27,24 +27,29 @@ impl RegistryHosts for ConfiguredHosts {
             tag: reference.tag(),
             digest: digest.as_deref(),
         };
-        let found = self.registries.endpoints(name).map_err(|error| ImageError::Blocked {
-            reference: reference.name(),
-            reason: error.to_string(),
-        })?;
-        found.into_iter().map(|endpoint| self.endpoint(endpoint)).collect()
+        let found = self
+            .registries
+            .endpoints(name)
+            .map_err(|error| ImageError::Blocked {
+                reference: reference.name(),
+                reason: error.to_string(),
+            })?;
+        found
+            .into_iter()
+            .map(|endpoint| self.endpoint(endpoint))
+            .collect()
     }
 }
 
 impl ConfiguredHosts {
-    fn endpoint(
-        &self,
-        found: zcri_config::registries::Endpoint,
-    ) -> Result<Endpoint, ImageError> {
+    fn endpoint(&self, found: zcri_config::registries::Endpoint) -> Result<Endpoint, ImageError> {
         let certs_dir = Some(self.certs.join(&found.host)).filter(|dir| dir.is_dir());
         let credentials = match &self.auth {
-            Some(auth) => auth.credentials(&found.host, &found.repository).map_err(|error| {
-                ImageError::InvalidCredentials { reason: error.to_string() }
-            })?,
+            Some(auth) => auth
+                .credentials(&found.host, &found.repository)
+                .map_err(|error| ImageError::InvalidCredentials {
+                    reason: error.to_string(),
+                })?,
             None => None,
         };
         let plain_http = found.allows_plain_http();
@@ -66,9 +71,14 @@ impl ConfiguredHosts {
 
 fn credentials_of(known: &Known) -> Credentials {
     match known {
-        Known::Basic { username, password } => {
-            Credentials { username: username.clone(), password: password.clone(), ..Credentials::default() }
-        }
-        Known::IdentityToken(token) => Credentials { identity_token: token.clone(), ..Credentials::default() },
+        Known::Basic { username, password } => Credentials {
+            username: username.clone(),
+            password: password.clone(),
+            ..Credentials::default()
+        },
+        Known::IdentityToken(token) => Credentials {
+            identity_token: token.clone(),
+            ..Credentials::default()
+        },
     }
 }

@@ -55,6 +55,7 @@ enum Request {
         id: ContainerId,
         exit: Result<Exit, ShimError>,
     },
+    ShimGone,
 }
 
 /// The way to a pod's task. Clones lead to the same.
@@ -209,6 +210,9 @@ pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
             actor.watch_container(&owned.view.id);
         }
     }
+    if actor.parts.shim.is_some() {
+        actor.watch_shim();
+    }
     tokio::spawn(actor.run(requests));
     PodHandle {
         id,
@@ -230,7 +234,12 @@ fn picture(node: &Node, parts: &PodParts) -> PodView {
         } else {
             PodState::NotReady
         },
-        addresses: parts.record.addresses.clone(),
+        // Once given back, they are another pod's.
+        addresses: if parts.record.network_attached {
+            parts.record.addresses.clone()
+        } else {
+            Vec::new()
+        },
         init_pid: parts.record.init_pid,
         bundle: node.pod_bundle(parts.id.as_str()),
         containers: parts
@@ -289,6 +298,10 @@ impl Actor {
                     let result = self.update_container(&id, &resources).await;
                     self.settle(reply, result);
                 }
+                Request::ShimGone => {
+                    self.shim_gone().await;
+                    self.publish();
+                }
                 Request::Ended { id, exit } => {
                     self.ended(&id, exit).await;
                     self.publish();
@@ -321,9 +334,15 @@ impl Actor {
             .map_err(|e| Error::node("record a pod", e))
     }
 
+    /// Records a step on the way down. A full disk does not stop it: it is how space is made, and every such step
+    /// can be taken again from the record before.
+    fn put_pod_down(&mut self, phase: PodPhase) -> Result<()> {
+        going_down(self.put_pod(phase))
+    }
+
     async fn stop(&mut self) -> Result<()> {
         if self.parts.record.phase == PodPhase::Ready {
-            self.put_pod(PodPhase::Stopped)?;
+            self.put_pod_down(PodPhase::Stopped)?;
         }
         let running: Vec<ContainerId> = self
             .parts
@@ -336,7 +355,7 @@ impl Actor {
             self.end_container(&id).await?;
         }
         self.detach_network().await?;
-        teardown::stop_namespaces(&self.files()).await
+        teardown::stop_namespaces(&self.files(), &self.parts.record).await
     }
 
     /// Deletes the network attachment. The record says that it may exist until it surely does not.
@@ -344,14 +363,14 @@ impl Actor {
         if self.parts.record.network_attached {
             self.node.network.detach(self.parts.id.as_str()).await?;
             self.parts.record.network_attached = false;
-            self.put_pod(self.parts.record.phase)?;
+            self.put_pod_down(self.parts.record.phase)?;
         }
         Ok(())
     }
 
     async fn remove(&mut self) -> Result<()> {
         self.stop().await?;
-        self.put_pod(PodPhase::Removing)?;
+        self.put_pod_down(PodPhase::Removing)?;
         let ids: Vec<ContainerId> = self.parts.containers.keys().cloned().collect();
         for id in ids {
             self.remove_container(&id).await?;
@@ -453,6 +472,34 @@ impl Actor {
         }
     }
 
+    /// Waits for the shim's end in a task of its own, which then tells this one.
+    fn watch_shim(&self) {
+        let inbox = self.inbox.clone();
+        let bundle = self.node.pod_bundle(self.parts.id.as_str());
+        tokio::spawn(async move {
+            Shim::gone(&bundle).await;
+            if let Some(inbox) = inbox.upgrade() {
+                // A closed inbox is a pod that was removed meanwhile.
+                drop(inbox.send(Request::ShimGone).await);
+            }
+        });
+    }
+
+    /// The shim ended though nobody asked it to: so do its containers.
+    async fn shim_gone(&mut self) {
+        if self.parts.shim.take().is_none() {
+            return;
+        }
+        tracing::error!(pod = %self.parts.id, "the shim of this pod is gone");
+        let ids: Vec<ContainerId> = self.parts.containers.keys().cloned().collect();
+        for id in ids {
+            let source = std::io::ErrorKind::ConnectionReset.into();
+            let socket = self.node.pod_bundle(self.parts.id.as_str());
+            self.ended(&id, Err(ShimError::Unreachable { socket, source }))
+                .await;
+        }
+    }
+
     /// Waits for the container's end in a task of its own, which then tells this one.
     fn watch_container(&self, id: &ContainerId) {
         let (Some(shim), Some(inbox)) = (self.parts.shim.clone(), self.inbox.upgrade()) else {
@@ -548,7 +595,7 @@ impl Actor {
         let Some(owned) = self.parts.containers.get_mut(id) else {
             return Ok(());
         };
-        set_phase(&self.node, owned, ContainerPhase::Removing)?;
+        going_down(set_phase(&self.node, owned, ContainerPhase::Removing))?;
         container::unmake(&self.node, id).await?;
         self.parts.containers.remove(id);
         Ok(())
@@ -606,6 +653,17 @@ fn set_phase(node: &Node, owned: &mut Owned, phase: ContainerPhase) -> Result<()
     node.records
         .put_container(&owned.record)
         .map_err(|e| Error::node("record a container", e))
+}
+
+/// Lets a record fail for want of space only, see [`Actor::put_pod_down`].
+fn going_down(recorded: Result<()>) -> Result<()> {
+    match recorded {
+        Err(error) if error.is_out_of_space() => {
+            tracing::warn!(error = %Chain(&error), "going on without the record");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 fn set_exited(node: &Node, owned: &mut Owned, exited: Exited) {

@@ -12,8 +12,13 @@ use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Chain, Error, Result};
 use crate::id::{ContainerId, PodId};
 use crate::node::Node;
-use crate::runtime::{Shim, exit_file};
+use crate::runtime::{Shim, ShimError, exit_file};
 use crate::state::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
+
+/// Time for a start that was under way when the last daemon died; an OCI runtime takes a fraction of it.
+const START_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+/// How often such a start is looked at.
+const START_PERIOD: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// What is to be done about a pod's record. Pure: from the record and this boot's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,7 +182,7 @@ async fn observe(
         return ContainerState::Exited(Exited::seen(started_at_ns, exit));
     }
     match shim {
-        Some(shim) => match shim.running(record.id.as_str()).await {
+        Some(shim) => match settled(shim, record).await {
             Ok(Some(pid)) if pid > 0 => ContainerState::Running { started_at_ns, pid },
             Ok(None) => match shim.wait(record.id.as_str(), "").await {
                 Ok((code, at_ns)) => ContainerState::Exited(Exited::seen(
@@ -209,6 +214,26 @@ async fn observe(
                 "the pod's shim ended before the container",
             ))
         }
+    }
+}
+
+/// Whether the container runs, as [`Shim::running`]; a start that the last daemon asked for is let finish first, for
+/// the shim refuses to forget a container that is being started.
+async fn settled(shim: &Shim, record: &ContainerRecord) -> Result<Option<u32>, ShimError> {
+    let deadline = tokio::time::Instant::now() + START_PATIENCE;
+    loop {
+        let found = shim.running(record.id.as_str()).await?;
+        if found != Some(0)
+            || record.phase != ContainerPhase::Starting
+            || tokio::time::Instant::now() > deadline
+        {
+            return Ok(found);
+        }
+        // Fails when it is under way already.
+        if let Ok(pid) = shim.start(record.id.as_str(), "").await {
+            return Ok(Some(pid));
+        }
+        tokio::time::sleep(START_PERIOD).await;
     }
 }
 

@@ -12,11 +12,19 @@ use crate::node::{Node, blocking};
 use crate::runtime::{Handler, Shim};
 use crate::state::PodRecord;
 
-/// Lets the pod's namespaces go.
-pub(crate) async fn stop_namespaces(files: &PodFiles) -> Result<()> {
-    let pinned = files.namespaces();
+/// Ends the init of the pod's PID namespace, and lets the pod's namespaces go.
+pub(crate) async fn stop_namespaces(files: &PodFiles, record: &PodRecord) -> Result<()> {
+    let files = files.clone();
+    let recorded = record.init_pid;
     blocking(move || {
-        for path in &pinned {
+        // The shim notes the init before the record can.
+        let noted = std::fs::read_to_string(files.bundle.join("init.pid")).ok();
+        let noted = noted.and_then(|text| text.trim().parse().ok());
+        if let Some(pid) = recorded.or(noted) {
+            zcri_sys::namespace::kill_init(pid, &files.namespace("pid"))
+                .map_err(|e| Error::node("end the init of a pod", e))?;
+        }
+        for path in &files.namespaces() {
             zcri_sys::namespace::unpin(path).map_err(|e| Error::node("let a namespace go", e))?;
         }
         Ok(())
@@ -27,7 +35,7 @@ pub(crate) async fn stop_namespaces(files: &PodFiles) -> Result<()> {
 /// Removes what is left of a stopped pod without containers: its mounts, its directory, its cgroup, its record.
 pub(crate) async fn remove_pod(node: &Node, id: &PodId, record: &PodRecord) -> Result<()> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
-    stop_namespaces(&files).await?;
+    stop_namespaces(&files, record).await?;
     zcri_sys::mount::unmount(&files.shm())
         .map_err(|e| Error::node("unmount /dev/shm of a pod", e))?;
     node.discard(&files.bundle)?;

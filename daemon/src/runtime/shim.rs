@@ -202,6 +202,22 @@ impl Shim {
         })
     }
 
+    /// Waits until the shim of the pod with that bundle has ended; at once when there is none.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
+    pub async fn gone(bundle: &Path) {
+        let Ok(dir) = std::fs::File::open(bundle) else {
+            return;
+        };
+        let address = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
+        let Ok(stream) = tokio::net::UnixStream::connect(address).await else {
+            return;
+        };
+        // Nothing is asked on this connection: the only thing that comes is its end.
+        drop(stream.readable().await);
+    }
+
     /// Makes the shim ready to start a container.
     ///
     /// # Errors

@@ -123,9 +123,12 @@ fn put<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
     let body = serde_json::to_string(record).map_err(|e| fail(e.into()))?;
     let text = format!("{MAGIC} {VERSION} {}\n{body}\n", checksum(body.as_bytes()));
     let temporary = path.with_extension(&TEMPORARY[1..]);
-    std::fs::write(&temporary, text)
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .map_err(fail)
+    let written = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        // It takes what little space there may be; if it cannot be removed, the next start does.
+        std::fs::remove_file(&temporary).ok();
+    }
+    written.map_err(fail)
 }
 
 fn remove(path: &Path) -> Result<(), RecordError> {

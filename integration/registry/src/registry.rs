@@ -57,13 +57,15 @@ impl Registry {
     /// The port cannot be bound.
     pub async fn bind(port: u16) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-        let addr = listener.local_addr()?;
+        let store = TcpListener::bind(("127.0.0.1", 0)).await?;
         let shared = Arc::new(Shared {
-            addr,
+            addr: listener.local_addr()?,
+            store: store.local_addr()?,
             state: Mutex::default(),
             sent: Arc::default(),
         });
-        let task = tokio::spawn(server::accept(listener, Arc::clone(&shared)));
+        let serve = server::accept(listener, store, Arc::clone(&shared));
+        let task = tokio::spawn(serve);
         Ok(Self { shared, task })
     }
 
@@ -177,6 +179,8 @@ impl Drop for Registry {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) addr: SocketAddr,
+    /// Where redirected blobs are: another host to every client, as object stores are.
+    pub(crate) store: SocketAddr,
     state: Mutex<State>,
     pub(crate) sent: Arc<AtomicU64>,
 }

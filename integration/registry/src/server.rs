@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
@@ -26,22 +27,23 @@ type Answer = Response<ServedBody>;
 /// Where redirected blobs are.
 const STORE: &str = "/blob-store/";
 
-/// Accepts connections until the task is aborted, which ends them too.
-pub(crate) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+/// Accepts connections on both sockets until the task is aborted, which ends them too.
+pub(crate) async fn accept(registry: TcpListener, store: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
-                let shared = Arc::clone(&shared);
-                connections.spawn(async move {
-                    let service = service_fn(move |request| handle(Arc::clone(&shared), request));
-                    // An error here is a client that went away or a body cut off on purpose.
-                    drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
-                });
-            }
-            Some(_ended) = connections.join_next() => {}
-        }
+        let accepted = tokio::select! {
+            accepted = registry.accept() => accepted,
+            accepted = store.accept() => accepted,
+            Some(_ended) = connections.join_next() => continue,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        let shared = Arc::clone(&shared);
+        connections.spawn(async move {
+            let service = service_fn(move |request| handle(Arc::clone(&shared), request));
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            // An error here is a client that went away or a body cut off on purpose.
+            drop(connection.await);
+        });
     }
 }
 
@@ -120,7 +122,7 @@ async fn respond(shared: &Shared, request: Request<Incoming>) -> Answer {
             {
                 let location = format!(
                     "http://{}{STORE}{}/{}",
-                    shared.addr, route.repo, route.target
+                    shared.store, route.repo, route.target
                 );
                 let mut answer = text(shared, StatusCode::TEMPORARY_REDIRECT, "");
                 set(&mut answer, header::LOCATION, &location);

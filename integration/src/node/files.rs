@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -79,7 +80,7 @@ impl Files {
              [runtime]\ndefault_handler = \"runc\"\ncgroup_parent = \"{}\"\n\
              [network]\nconf_dir = {}\nplugin_dirs = [{}, \"{}\"]\n\
              [image]\nregistries_conf = {}\npolicy = {}\nhosts_dir = {}\n\
-             [log]\nlevel = \"debug\"\n",
+             [log]\nlevel = \"{}\"\n",
             quote(&self.socket()),
             quote(&self.root),
             quote(&self.state),
@@ -90,13 +91,40 @@ impl Files {
             quote(&self.dir.join("etc/registries.conf")),
             quote(&self.dir.join("etc/policy.json")),
             quote(&self.dir.join("etc/certs.d")),
+            // The libraries' debug lines hide ours: only who looks for something wants them.
+            std::env::var("ZCRI_TEST_LOG").unwrap_or_else(|_| "info".to_owned()),
         );
         for name in ["runc", "crun"] {
             if let Ok(path) = binaries::system(name, name) {
+                let path = if name == "crun" {
+                    self.crun(path)?
+                } else {
+                    path
+                };
                 writeln!(text, "[runtime.handlers.{name}]\npath = {}", quote(&path))?;
             }
         }
         Ok(text)
+    }
+
+    /// The program for crun. It refuses a machine on which both versions of cgroups have controllers; there, a wrapper
+    /// calls it where the second version's mount is not seen.
+    fn crun(&self, program: PathBuf) -> Result<PathBuf> {
+        let unified = Path::new("/sys/fs/cgroup/unified");
+        let controllers =
+            fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default();
+        if controllers.trim().is_empty() {
+            return Ok(program);
+        }
+        let wrapper = self.dir.join("crun");
+        let inner = format!("umount {} && exec \"$0\" \"$@\"", unified.display());
+        let script = format!(
+            "#!/bin/sh\nexec unshare --mount --propagation private sh -c '{inner}' {} \"$@\"\n",
+            program.display()
+        );
+        fs::write(&wrapper, script)?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+        Ok(wrapper)
     }
 
     /// Writes the conflist: Debian's bridge, host-local and portmap, each with the slot's own names.

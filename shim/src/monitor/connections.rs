@@ -73,8 +73,9 @@ impl Monitor {
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => continue,
                 Err(rustix::io::Errno::AGAIN) => return,
                 Err(e) => {
+                    // Out of descriptors, most likely: those who wait are looked at again after a moment.
                     eprintln!("accept: {e}");
-                    return;
+                    return self.listen(false);
                 }
             };
             if self.connections.len() >= MAX_CONNECTIONS {
@@ -99,6 +100,15 @@ impl Monitor {
                 }
                 Err(e) => eprintln!("watch a connection: {e}"),
             }
+        }
+    }
+
+    /// Watches for connections, or not.
+    pub(super) fn listen(&mut self, wanted: bool) {
+        let mut interest = EventFlags::empty();
+        interest.set(EventFlags::IN, wanted);
+        if let Err(e) = self.poll.set_interest(&mut self.listener, interest) {
+            eprintln!("watch the socket: {e}");
         }
     }
 

@@ -3,6 +3,7 @@
 use containerd_shim_protos::api;
 use protobuf::MessageField;
 use protobuf::well_known_types::timestamp::Timestamp;
+use rustix::process::Pid;
 use rustix::termios::Winsize;
 
 use super::Monitor;
@@ -409,12 +410,31 @@ impl Monitor {
         // With tasks left this does nothing, and says so no more than containerd's shims do.
         if self.containers.is_empty() || request.now {
             self.shutdown = true;
+            self.end_pod_init();
             // From here on a new shim may be started for this bundle.
             if let Err(e) = std::fs::remove_file(&self.socket) {
                 eprintln!("remove {}: {e}", self.socket.display());
             }
         }
         rpc::empty()
+    }
+
+    /// The init of the pod's PID namespace is nobody's but this monitor's: it must not be left behind.
+    fn end_pod_init(&self) {
+        for container in self.containers.values() {
+            let Kind::PodInit { .. } = container.kind else {
+                continue;
+            };
+            let Some(process) = self.processes.get(&container.init) else {
+                continue;
+            };
+            if let Phase::Running { pid } = process.phase
+                && let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
+            {
+                // Not reaped yet, so the number is still its own; one that has ended is what was wanted.
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+            }
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Ends: of runtimes, of processes, and of what belongs to them.
 //!
 //! The order for a container's process: exit seen; the rest of its cgroup killed where no PID namespace did that;
-//! `RUNTIME delete` begun; its output read to the end; `exit.json` written; `Wait` answered.
+//! its output read to the end; `exit.json` written; `Wait` answered; `RUNTIME delete` begun. Where processes may still
+//! hold the output, because they share a PID namespace, its end may come only when `RUNTIME delete` is done.
 
 use rustix::process::{WaitOptions, WaitStatus};
 
@@ -91,12 +92,14 @@ impl Monitor {
             exit,
         };
         let id = process.container.clone();
-        let mut all_dead = true;
-        if matches!(process.program, Program::Init) {
-            all_dead = self.container_ended(key, &id, exit);
-        }
+        let is_init = matches!(process.program, Program::Init);
+        let all_dead = !is_init || self.container_ended(key, &id, exit);
         self.drain(key, all_dead);
         self.finish_if_drained(key);
+        if is_init {
+            // Last, as whoever waits for the end need not wait for a program to be started.
+            self.clean_up(&id);
+        }
     }
 
     /// What the end of its first process means for a container. Are all its processes dead already?
@@ -121,9 +124,7 @@ impl Monitor {
                 cgroup.signal_all(SIGKILL);
             }
         }
-        let all_dead = container.own_pid_namespace;
-        self.clean_up(id);
-        all_dead
+        container.own_pid_namespace
     }
 
     /// The kernel counted an OOM kill in a container that goes on.
@@ -238,6 +239,13 @@ impl Monitor {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
+        let init = self.processes.get(&container.init);
+        if init.is_some_and(|process| process.phase.pid() == 0) {
+            // It never ran. A runtime that fails to start also undoes what it did, and one that is broken for good
+            // must not keep the pod from being removed.
+            container.cleanup = Cleanup::Clean;
+            return self.finish_delete(id);
+        }
         container.cleanup = Cleanup::Failed;
         let deleters = std::mem::take(&mut container.deleters);
         let error = RpcError::new(

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use containerd_shim_protos::api;
 use rustix::fs::OFlags;
@@ -431,6 +432,7 @@ impl Launch<'_> {
                     watch,
                     stream,
                     splitter: Splitter::default(),
+                    last_read: Duration::ZERO,
                 });
                 writer
             } else {

@@ -3,12 +3,14 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
+use rustix::time::Timespec;
 
 use super::control::set_size;
 use super::{Monitor, Scratch, Source, now};
@@ -22,6 +24,19 @@ const DRAIN_MAX: usize = 1 << 20;
 
 /// Bytes moved at once between a terminal and a FIFO: what is held when the other side does not take it.
 const RELAY_SIZE: usize = 4096;
+
+/// A read that brings less than this, soon after the one before, is not worth its system calls: the pipe is left
+/// alone for a moment to fill. A writer of single lines costs a fraction so, and never waits, as the pipe holds more.
+const DRIP: usize = 16 * 1024;
+
+/// How long a pipe is left alone.
+const REST_TIME: Duration = Duration::from_millis(1);
+
+/// The same as the loop waits.
+pub(super) const REST: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 1_000_000,
+};
 
 /// What came of reading once.
 enum Read {
@@ -100,13 +115,41 @@ impl Monitor {
             .get_mut(&process.container)
             .and_then(|container| container.log.as_mut());
         let pipe = &mut process.io.pipes[at];
-        if let Read::End = self
+        let since = std::mem::replace(&mut pipe.last_read, now());
+        let since = pipe.last_read.saturating_sub(since);
+        match self
             .scratch
             .log_once(&pipe.watch, stream, &mut pipe.splitter, log)
         {
-            let pipe = process.io.pipes.remove(at);
-            drop(self.poll.release(pipe.watch));
-            self.finish_if_drained(key);
+            Read::End => {
+                let pipe = process.io.pipes.remove(at);
+                drop(self.poll.release(pipe.watch));
+                self.finish_if_drained(key);
+            }
+            Read::Bytes(n) if n < DRIP && since < REST_TIME => {
+                report(self.poll.set_interest(&mut pipe.watch, EventFlags::empty()));
+                if self.resting.is_empty() {
+                    self.wake_at = Instant::now() + REST_TIME;
+                }
+                self.resting.push((key, stream));
+            }
+            Read::Bytes(_) | Read::Nothing => {}
+        }
+    }
+
+    /// Looks at the pipes again that had their rest.
+    pub(super) fn wake_resting(&mut self) {
+        if Instant::now() < self.wake_at {
+            return;
+        }
+        for (key, stream) in std::mem::take(&mut self.resting) {
+            let process = self.processes.get_mut(&key);
+            let pipes = process
+                .into_iter()
+                .flat_map(|process| &mut process.io.pipes);
+            for pipe in pipes.filter(|pipe| pipe.stream == stream) {
+                report(self.poll.set_interest(&mut pipe.watch, EventFlags::IN));
+            }
         }
     }
 
@@ -154,7 +197,9 @@ impl Monitor {
             match self.terminal_once(key) {
                 Read::Bytes(n) if taken + n < DRAIN_MAX => taken += n,
                 // A FIFO that is full: the rest comes when it is read.
-                Read::Nothing if self.has_pending_output(key) => return,
+                Read::Nothing if self.has_pending_output(key) => {
+                    return self.set_terminal_interest(key);
+                }
                 _ => break,
             }
         }

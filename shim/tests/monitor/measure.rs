@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::Instant;
 
-use crate::exec::idle;
-use crate::pod::Pod;
+use crate::exec::{Exec, idle};
+use crate::pod::{Pod, eventually};
 
 fn smaps(pid: u32) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
@@ -105,4 +105,83 @@ fn measure_log_throughput() {
         c.delete().unwrap();
     }
     pod.finish();
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn timed(mut action: impl FnMut(usize)) -> f64 {
+    let times = (0..30).map(|round| {
+        let start = Instant::now();
+        action(round);
+        start.elapsed().as_secs_f64() * 1000.0
+    });
+    median(times.collect())
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_latency() {
+    let pod = Pod::new();
+    let c = idle(&pod, "c0");
+    let exec = timed(|round| {
+        let mut e = Exec::new(&c, &format!("e{round}"), "true");
+        e.run();
+        e.output();
+        e.wait();
+        e.delete().unwrap();
+    });
+    let root = pod.path().join("runtime");
+    let process = pod.path().join("process.json");
+    fs::write(&process, crate::pod::process("true").to_string()).unwrap();
+    let bare = timed(|_| {
+        let mut runc = std::process::Command::new("/usr/sbin/runc");
+        runc.arg("--root").arg(&root).args(["exec", "--process"]);
+        assert!(runc.arg(&process).arg("c0").status().unwrap().success());
+    });
+    let mut number = 0;
+    let mut detached = |flags: &[&str]| {
+        timed(|_| {
+            number += 1;
+            let mut runc = std::process::Command::new("/usr/sbin/runc");
+            runc.arg("--root")
+                .arg(&root)
+                .args(["exec", "--detach"])
+                .args(flags);
+            runc.arg("--process").arg(&process).arg("c0");
+            assert!(runc.status().unwrap().success());
+        })
+    };
+    let detached_bare = detached(&[]);
+    let freezer = pod
+        .cgroups("c0")
+        .into_iter()
+        .find(|p| p.to_str().unwrap().contains("/freezer/"));
+    fs::create_dir(freezer.as_ref().unwrap().join("x")).unwrap();
+    let detached_cgroup = detached(&["--cgroup", "freezer:/x"]);
+    eventually("an empty cgroup", || {
+        fs::remove_dir(freezer.as_ref().unwrap().join("x")).ok()
+    });
+    println!(
+        "exec of true: {exec:.1} ms through the monitor, {bare:.1} ms bare; detached {detached_bare:.1} ms, \
+         in a cgroup of its own {detached_cgroup:.1} ms"
+    );
+    let start = timed(|round| {
+        pod.container(&format!("c{}", round + 1), "sleep 1000")
+            .run();
+    });
+    let stop = timed(|round| {
+        let c = pod.container(&format!("c{}", round + 1), "");
+        c.kill(9, false).unwrap();
+        c.wait();
+    });
+    println!("create and start: {start:.1} ms; kill to the answer of Wait: {stop:.1} ms");
+    for round in 0..30 {
+        pod.container(&format!("c{}", round + 1), "")
+            .delete()
+            .unwrap();
+    }
+    crate::exec::end(pod, "c0");
 }

@@ -66,6 +66,9 @@ fn expanded(slice: &str) -> String {
     const SUFFIX: &str = ".slice";
     let stem = slice.strip_suffix(SUFFIX).unwrap_or(slice);
     let mut path = String::new();
+    if stem == "-" {
+        return path;
+    }
     for (end, _) in stem.match_indices('-').chain([(stem.len(), "")]) {
         let Some(prefix) = stem.get(..end).filter(|prefix| !prefix.is_empty()) else {
             continue;

@@ -72,13 +72,44 @@ pub(super) fn user(
         v1::NamespaceMode::Pod if gids.is_empty() => {
             Err(ConvertError::missing(format!("{at}.gids")))
         }
-        v1::NamespaceMode::Pod => Ok(Some(UserNamespace { uids, gids })),
+        v1::NamespaceMode::Pod => {
+            whole(&format!("{at}.uids"), &uids)?;
+            whole(&format!("{at}.gids"), &gids)?;
+            Ok(Some(UserNamespace { uids, gids }))
+        }
         other => Err(ConvertError::invalid(
             field,
             other.as_str_name(),
             "must be POD or NODE",
         )),
     }
+}
+
+/// The kernel refuses ranges that overlap, and without id 0 nothing in the pod could set itself up.
+fn whole(field: &str, mappings: &[IdMapping]) -> Result<(), ConvertError> {
+    let shown = |m: &IdMapping| format!("{}:{}:{}", m.container_id, m.host_id, m.length);
+    let overlap = |first: u32, length: u32, other: u32, other_length: u32| {
+        u64::from(first) < u64::from(other) + u64::from(other_length)
+            && u64::from(other) < u64::from(first) + u64::from(length)
+    };
+    for (at, a) in mappings.iter().enumerate() {
+        let meets = |b: &&IdMapping| {
+            overlap(a.container_id, a.length, b.container_id, b.length)
+                || overlap(a.host_id, a.length, b.host_id, b.length)
+        };
+        if let Some(b) = mappings.iter().skip(at + 1).find(meets) {
+            return Err(ConvertError::invalid(
+                field,
+                shown(b),
+                "overlaps another range",
+            ));
+        }
+    }
+    if mappings.iter().any(|mapping| mapping.container_id == 0) {
+        return Ok(());
+    }
+    let all: Vec<String> = mappings.iter().map(shown).collect();
+    Err(ConvertError::invalid(field, all.join(","), "must map id 0"))
 }
 
 /// Ranges of ids, none empty and none past the end of the id space.

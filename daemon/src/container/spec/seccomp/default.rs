@@ -144,12 +144,10 @@ const GUARDED: &[(&str, &str)] = &[
     ("SYSLOG", "syslog"),
 ];
 
-/// Never allowed, and known well enough that a program should hear a plain refusal.
-const REFUSED: &str = "
-    _sysctl add_key create_module get_kernel_syms io_uring_enter io_uring_register io_uring_setup
-    kexec_file_load kexec_load keyctl nfsservctl query_module request_key swapoff swapon sysfs uselib
-    userfaultfd ustat vm86 vm86old
-";
+/// Never allowed, and known well enough that a program should hear a plain refusal. What kernels may lack anyway
+/// (io_uring, the calls of old module loaders) is not here: ENOSYS is an answer that its users are prepared for.
+const REFUSED: &str =
+    "add_key kexec_file_load kexec_load keyctl request_key swapoff swapon userfaultfd";
 
 /// The flags of clone(2) that make a namespace: NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWNS. NEWTIME is
 /// not among them: its bit means something else in clone.
@@ -166,7 +164,8 @@ const CLONE_NAMESPACES: &[u64] = &[
 /// Execution domains (personality(2)): Linux, its 32-bit form, both with UNAME26, and the question which one it is.
 const PERSONALITIES: &[u64] = &[0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-/// Sockets to the hypervisor lead past the pod's network.
+/// Sockets to the hypervisor lead past the pod's network. On x86 `socketcall` stays open, whose arguments no filter can
+/// see; a refusal by a second rule would collide with it.
 const AF_VSOCK: u64 = 40;
 
 /// The filter for a container with these capabilities.
@@ -199,10 +198,6 @@ pub(super) fn profile(machine: Machine, held: CapabilitySet) -> LinuxSeccomp {
         only_if(
             "socket",
             argument(0, LinuxSeccompOperator::ScmpCmpNe, AF_VSOCK, 0),
-        ),
-        refuse_if(
-            "socket",
-            argument(0, LinuxSeccompOperator::ScmpCmpEq, AF_VSOCK, 0),
         ),
     ];
     let personality = |value: &u64| {
@@ -307,15 +302,11 @@ mod tests {
     }
 
     fn with(names: &[&str]) -> CapabilitySet {
-        let all = CapabilitySet::from_bits(u64::MAX);
-        let mut bits = 0;
-        for number in 0..64 {
+        let bits = (0..64).filter(|number| {
             let one = CapabilitySet::from_bits(1 << number);
-            if all != CapabilitySet::default() && names.iter().any(|name| one.has(name)) {
-                bits |= 1 << number;
-            }
-        }
-        CapabilitySet::from_bits(bits)
+            names.iter().any(|name| one.has(name))
+        });
+        CapabilitySet::from_bits(bits.fold(0, |bits, number| bits | 1 << number))
     }
 
     #[test]
