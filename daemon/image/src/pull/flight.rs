@@ -53,19 +53,17 @@ impl Flights {
         let mut seat = Seat::take(store, &request);
         let interrupted = || ImageError::Interrupted { reference };
         loop {
-            tokio::select! {
+            let ended = tokio::select! {
                 biased;
+                // An error is a sender that is gone without a result: a panic, or the end of the runtime.
                 ended = seat.outcome.wait_for(Option::is_some) => {
-                    // An error is a sender that is gone without a result: a panic, or the end of the runtime.
-                    let outcome = ended.ok().and_then(|outcome| outcome.clone());
-                    return outcome.unwrap_or_else(|| Err(interrupted()));
+                    Some(ended.ok().and_then(|outcome| outcome.clone()))
                 }
-                Ok(()) = seat.progress.changed(), if request.progress.is_some() => {
-                    let now = *seat.progress.borrow_and_update();
-                    if let Some(sender) = &request.progress {
-                        sender.send_replace(now);
-                    }
-                }
+                Ok(()) = seat.progress.changed(), if request.progress.is_some() => None,
+            };
+            seat.tell(&request);
+            if let Some(outcome) = ended {
+                return outcome.unwrap_or_else(|| Err(interrupted()));
             }
         }
     }
@@ -122,6 +120,14 @@ impl Seat {
             progress,
             key,
             store: Arc::clone(store),
+        }
+    }
+
+    /// Passes on how far the pull is.
+    fn tell(&mut self, request: &PullRequest) {
+        let now = *self.progress.borrow_and_update();
+        if let Some(sender) = &request.progress {
+            sender.send_replace(now);
         }
     }
 

@@ -17,10 +17,11 @@ use tracing::debug;
 
 use super::auth::{Challenge, TokenAnswer};
 use super::http::{HttpClients, chain};
-use super::{Endpoint, Login, Timeouts, is_loopback};
+use super::{DOCKER_HUB_HOST, Endpoint, Login, Timeouts, is_loopback};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::manifest;
+use crate::reference::DEFAULT_REGISTRY;
 
 /// Repetitions of a request after a broken connection or a 5xx answer.
 const MAX_REPEATS: u32 = 3;
@@ -88,11 +89,14 @@ struct Authorization {
 
 impl Session {
     pub(crate) fn new(
-        endpoint: Endpoint,
+        mut endpoint: Endpoint,
         login: Login,
         clients: &Arc<HttpClients>,
         has_alternative: bool,
     ) -> Self {
+        if endpoint.host == DEFAULT_REGISTRY {
+            DOCKER_HUB_HOST.clone_into(&mut endpoint.host);
+        }
         // A given token is sent at once, everything else waits for a challenge.
         let header = match &login {
             Login::Bearer { token } => secret(&format!("Bearer {token}")),
@@ -246,7 +250,8 @@ impl Session {
             let answer = match timeout(self.timeouts.response, build().send()).await {
                 Err(_) => return Err(self.timed_out(what)),
                 Ok(Err(error)) => {
-                    if repeats < MAX_REPEATS && !self.has_alternative && !error.is_redirect() {
+                    let pointless = error.is_redirect() || error.is_timeout();
+                    if repeats < MAX_REPEATS && !self.has_alternative && !pointless {
                         self.back_off(&mut repeats).await;
                         continue;
                     }
@@ -524,6 +529,21 @@ mod tests {
         assert_eq!(wait("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
         assert!(wait("Wed, 21 Oct 2115 07:28:00 GMT").unwrap() > Duration::from_secs(1 << 30));
         assert_eq!(wait("soon"), None);
+    }
+
+    #[test]
+    fn the_default_registry_is_elsewhere() {
+        let clients = Arc::new(HttpClients::new(Timeouts::default()));
+        let endpoint = Endpoint {
+            host: DEFAULT_REGISTRY.to_owned(),
+            repository: "library/x".to_owned(),
+            insecure: false,
+            plain_http: false,
+            certs_dir: None,
+            credentials: None,
+        };
+        let session = Session::new(endpoint, Login::Anonymous, &clients, false);
+        assert_eq!(session.host(), "registry-1.docker.io");
     }
 
     #[test]

@@ -205,7 +205,7 @@ async fn redirects_do_not_take_the_token_to_another_host() {
 
 /// Endpoints as a registries.conf would give them.
 #[derive(Debug)]
-struct Endpoints(Vec<Endpoint>);
+pub(crate) struct Endpoints(pub(crate) Vec<Endpoint>);
 
 impl RegistryHosts for Endpoints {
     fn endpoints(&self, _: &ImageReference) -> Result<Vec<Endpoint>, ImageError> {
@@ -213,7 +213,7 @@ impl RegistryHosts for Endpoints {
     }
 }
 
-fn endpoint(host: impl ToString, repository: &str) -> Endpoint {
+pub(crate) fn endpoint(host: impl ToString, repository: &str) -> Endpoint {
     Endpoint {
         host: host.to_string(),
         repository: repository.to_owned(),

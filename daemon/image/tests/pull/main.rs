@@ -12,3 +12,4 @@ mod images;
 mod overlay;
 mod sharing;
 mod store;
+mod tls;
