@@ -5,7 +5,7 @@
 //! uses. It knows nothing of CRI, of containers or of configuration files: the daemon says by [`RegistryHosts`]
 //! where the registries are and by leases which layers are in use.
 //!
-//! - [`reference`], [`digest`], [`platform`]: the names of things.
+//! - [`mod@reference`], [`digest`], [`platform`]: the names of things.
 //! - [`registry`]: HTTP, credentials, retries, resumed downloads.
 //! - `manifest`, `image`: what registries describe images with.
 //! - `layer`: a compressed stream into a directory, nothing outside of it touched.
