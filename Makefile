@@ -9,7 +9,7 @@ BENCH_PACKAGES := $(PACKAGES) containerd
 # Tests touch the kernel's namespaces, mounts and interfaces: more at a time than CPUs only queue.
 TEST_ARGS ?=
 
-.PHONY: all setup build demo test bench ci fmt fmt-check lint doc deny clean
+.PHONY: all setup build demo test bench ci verify-units fmt fmt-check lint doc deny clean
 
 all: build
 
@@ -41,7 +41,7 @@ bench: build
 	integration/bench/run.sh $(BENCH_ARGS)
 
 # Exactly what the CI runs.
-ci: fmt-check lint doc deny test
+ci: fmt-check lint doc deny verify-units test
 
 fmt:
 	$(CARGO) fmt --all
@@ -67,6 +67,10 @@ deny:
 	else \
 	    echo "deny: the advisory database cannot be had: advisories are not checked"; \
 	fi
+
+# The units, as far as this machine has systemd to read them.
+verify-units:
+	@systemd/verify
 
 clean:
 	$(CARGO) clean
