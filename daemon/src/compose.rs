@@ -37,11 +37,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         max_message_bytes: config.api.max_message_bytes,
     };
     let node = Arc::new(build(&config).await?);
+    // Before anybody is told that this process is ready for signals.
+    let stop = told_to_stop()?;
     let pods = Pods::recover(node).await?;
     let listener = server::bind(&socket)?;
     tracing::info!(socket = %socket.path.display(), version = env!("CARGO_PKG_VERSION"), "zcrid is serving");
     notify(&[sd_notify::NotifyState::Ready]);
-    server::serve(Services::new(pods), listener, &socket, told_to_stop()?).await?;
+    server::serve(Services::new(pods), listener, &socket, stop).await?;
     tracing::info!("zcrid has stopped; pods go on");
     Ok(())
 }

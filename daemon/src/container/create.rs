@@ -243,7 +243,11 @@ fn save_spec(bundle: &Path, spec: &Spec) -> Result<()> {
     let file = bundle.join("config.json");
     let json =
         serde_json::to_vec(spec).map_err(|e| Error::node("encode an OCI specification", e))?;
-    std::fs::write(&file, json).map_err(|e| Error::node(format!("write {}", file.display()), e))
+    // A full disk must not leave half of it in the place of a whole one.
+    let temporary = bundle.join("config.json.tmp");
+    std::fs::write(&temporary, json)
+        .and_then(|()| std::fs::rename(&temporary, &file))
+        .map_err(|e| Error::node(format!("write {}", file.display()), e))
 }
 
 /// Puts new limits into the specification of a container that was not started yet.

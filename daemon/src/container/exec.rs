@@ -16,6 +16,8 @@ use crate::runtime::{ExecRequest, Shim};
 /// What of each stream is kept; the rest is read and dropped, and the command goes on (api.proto,
 /// ExecSyncResponse).
 const OUTPUT_LIMIT: usize = 16 << 20;
+/// The most that a pipe holds (pipe(7), F_SETPIPE_SZ for everybody).
+const PIPE_BYTES: usize = 1 << 20;
 /// SIGKILL.
 const KILL: u32 = 9;
 
@@ -80,7 +82,8 @@ pub async fn exec_sync(
         stderr: stderr.path(),
     };
     shim.exec(request).await.map_err(failed("exec"))?;
-    let deadline = timeout.map(|limit| tokio::time::Instant::now() + limit);
+    // A limit past the end of time is none.
+    let deadline = timeout.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
     let result = match shim.start(id, &exec_id).await.map_err(failed("exec")) {
         Err(error) => Err(error),
         Ok(_pid) => {
@@ -205,16 +208,21 @@ impl Output {
         self.bytes.extend_from_slice(&self.chunk[..count.min(room)]);
     }
 
-    /// Takes what is in the pipe now.
+    /// Takes what is in the pipe now, and not what a process that goes on puts in meanwhile.
     fn drain(&mut self) -> Result<()> {
-        loop {
+        let mut left = PIPE_BYTES;
+        while left > 0 {
             match self.pipe.try_read(&mut self.chunk) {
                 Ok(0) => return Ok(()),
-                Ok(count) => self.keep(count),
+                Ok(count) => {
+                    self.keep(count);
+                    left = left.saturating_sub(count);
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(Error::node("read a command's output", e)),
             }
         }
+        Ok(())
     }
 
     fn take(&mut self) -> Vec<u8> {

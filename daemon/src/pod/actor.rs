@@ -223,7 +223,12 @@ impl Actor {
         for id in ids {
             self.remove_container(&id).await?;
         }
-        if let Some(shim) = self.parts.shim.take() {
+        let shim = match self.parts.shim.take() {
+            // One that was given up for dead may answer after all.
+            None => Shim::connect(&self.files().bundle).await.ok(),
+            known => known,
+        };
+        if let Some(shim) = shim {
             shim.shutdown().await;
         }
         teardown::remove_pod(&self.node, &self.parts.id, &self.parts.record).await

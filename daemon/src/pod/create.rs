@@ -16,6 +16,23 @@ use crate::node::{Node, blocking};
 use crate::runtime::{CreateRequest, Shim};
 use crate::state::{PodPhase, PodRecord};
 
+/// A pod that could not be made.
+pub(crate) struct Failed {
+    /// Why.
+    pub(crate) error: Error,
+    /// What is left of it, if not all could be undone.
+    pub(crate) remains: Option<PodHandle>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            remains: None,
+        }
+    }
+}
+
 /// Makes a pod and starts its task.
 pub(crate) async fn create(
     node: Arc<Node>,
@@ -23,14 +40,15 @@ pub(crate) async fn create(
     config: PodConfig,
     wire: Vec<u8>,
     handler: String,
-) -> Result<PodHandle> {
+) -> Result<PodHandle, Failed> {
     let handler = node.handlers.get(&handler)?.name.clone();
     if config.namespaces.user.is_some() {
         let reason = "user namespaces come with a later version".into();
         return Err(Error::Unsupported {
             what: "linux.security_context.namespace_options.userns_options",
             reason,
-        });
+        }
+        .into());
     }
     let own_network = config.namespaces.network == PodScope::Pod;
     let mut record = PodRecord {
@@ -60,10 +78,20 @@ pub(crate) async fn create(
             Ok(actor::spawn(node, parts))
         }
         Err(error) => {
-            if let Err(undo) = teardown::unmake(&node, &id, &mut record, None).await {
-                tracing::error!(pod = %id, error = %Chain(&undo), "what was made of a failed pod is not all undone");
-            }
-            Err(error)
+            let Err(undo) = teardown::unmake(&node, &id, &mut record, None).await else {
+                return Err(error.into());
+            };
+            tracing::error!(pod = %id, error = %Chain(&undo), "what was made of a failed pod is not all undone");
+            record.phase = PodPhase::Stopped;
+            let parts = PodParts {
+                id,
+                config,
+                record,
+                shim: None,
+                containers: Default::default(),
+            };
+            let remains = Some(actor::spawn(node, parts));
+            Err(Failed { error, remains })
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::config::PodConfig;
-use super::create;
+use super::create::{self, Failed};
 use super::handle::PodHandle;
 use super::view::{PodKey, PodState, PodView};
 use crate::container::config::ContainerConfig;
@@ -21,7 +21,7 @@ use crate::runtime::ShimError;
 const KILL: u32 = 9;
 /// How long the end of a killed container may take before a stop gives up. A process in uninterruptible sleep does
 /// not end sooner for being waited for.
-const KILL_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A stop signal by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +57,11 @@ impl Pods {
         let mut index = Index::default();
         for handle in recovered {
             let view = handle.view();
-            index
-                .keys
-                .insert(PodKey::of(&view.config), Slot::Made(view.id.clone()));
+            // Of a failed pod that is still to be removed and the one made in its place, the latter is meant.
+            let key = PodKey::of(&view.config);
+            if view.state == PodState::Ready || !index.keys.contains_key(&key) {
+                index.keys.insert(key, Slot::Made(view.id.clone()));
+            }
             index.pods.insert(view.id.clone(), handle);
         }
         Arc::new(Self {
@@ -277,7 +279,13 @@ impl Pods {
     fn enter(&self, key: &PodKey) -> Entry {
         let mut index = self.index();
         match index.keys.get(key) {
-            Some(Slot::Creating(outcome)) => return Entry::Creating(outcome.clone()),
+            // Without a sender and without an outcome its maker panicked.
+            Some(Slot::Creating(outcome))
+                if outcome.has_changed().is_ok() || outcome.borrow().is_some() =>
+            {
+                return Entry::Creating(outcome.clone());
+            }
+            Some(Slot::Creating(_)) => {}
             Some(Slot::Made(id)) => {
                 if let Some(handle) = index.pods.get(id) {
                     return Entry::Made(handle.clone());
@@ -290,7 +298,7 @@ impl Pods {
         Entry::New(sender)
     }
 
-    fn leave(&self, key: PodKey, made: Result<PodHandle>) -> Outcome {
+    fn leave(&self, key: PodKey, made: Result<PodHandle, Failed>) -> Outcome {
         let mut index = self.index();
         match made {
             Ok(handle) => {
@@ -299,8 +307,12 @@ impl Pods {
                 index.pods.insert(id.clone(), handle);
                 Ok(id)
             }
-            Err(error) => {
+            Err(Failed { error, remains }) => {
                 index.keys.remove(&key);
+                // What is left of it is listed as not ready, for a removal to try again.
+                if let Some(handle) = remains {
+                    index.pods.insert(handle.view().id.clone(), handle);
+                }
                 Err(Arc::new(error))
             }
         }

@@ -16,6 +16,8 @@ use crate::node::Node;
 use crate::runtime::{Shim, ShimError, exit_file};
 use crate::state::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 
+/// Time for a shim to say what became of a container, [`START_PATIENCE`] included.
+const SHIM_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
 /// Time for a start that was under way when the last daemon died; an OCI runtime takes a fraction of it.
 const START_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// How often such a start is looked at.
@@ -53,6 +55,7 @@ impl Pods {
         for broken in &loaded.broken {
             tracing::error!(error = %Chain(broken), "a record is broken and was left alone");
         }
+        let mut whole = loaded.broken.is_empty();
         let mut containers: BTreeMap<String, Vec<ContainerRecord>> = BTreeMap::new();
         for record in loaded.containers {
             containers
@@ -66,10 +69,23 @@ impl Pods {
             recovering.spawn(recover_pod(node.clone(), record, own));
         }
         for orphan in containers.into_values().flatten() {
+            // A pod whose record is broken may be running: its containers are left alone with it.
+            if node.records.has_pod(&orphan.pod_id) {
+                tracing::error!(
+                    container = orphan.id,
+                    pod = orphan.pod_id,
+                    "left alone with its pod"
+                );
+                whole = false;
+                continue;
+            }
             recovering.spawn(remove_orphan(node.clone(), orphan));
         }
         let handles: Vec<PodHandle> = recovering.join_all().await.into_iter().flatten().collect();
-        node.images.collect_garbage().await;
+        // What is not understood may stand on any layer.
+        if whole {
+            node.images.collect_garbage().await;
+        }
         tracing::info!(pods = handles.len(), "recovered");
         Ok(Self::new(node, handles))
     }
@@ -103,7 +119,7 @@ async fn recover_pod(
         }
     };
     let shim = match plan {
-        Plan::Resume => Shim::connect(&node.pod_bundle(id.as_str())).await.ok(),
+        Plan::Resume => Shim::find(&node.pod_bundle(id.as_str())).await,
         Plan::TakeDown | Plan::Dead => None,
     };
     if plan == Plan::Resume && shim.is_none() {
@@ -172,7 +188,9 @@ async fn observe(
     view: &ContainerView,
 ) -> ContainerState {
     let started_at_ns = match &record.phase {
-        ContainerPhase::Exited { .. } | ContainerPhase::Created => return view.state.clone(),
+        ContainerPhase::Exited { .. } => return view.state.clone(),
+        ContainerPhase::Created if record.boot_id == node.boot_id => return view.state.clone(),
+        ContainerPhase::Created => 0,
         ContainerPhase::Running { started_at_ns, .. } => *started_at_ns,
         _ => crate::time::now_ns(),
     };
@@ -183,9 +201,9 @@ async fn observe(
         return ContainerState::Exited(Exited::seen(started_at_ns, exit));
     }
     match shim {
-        Some(shim) => match settled(shim, record).await {
+        Some(shim) => match patiently(settled(shim, record)).await {
             Ok(Some(pid)) if pid > 0 => ContainerState::Running { started_at_ns, pid },
-            Ok(None) => match shim.wait(record.id.as_str(), "").await {
+            Ok(None) => match patiently(shim.wait(record.id.as_str(), "")).await {
                 Ok((code, at_ns)) => ContainerState::Exited(Exited::seen(
                     started_at_ns,
                     crate::runtime::Exit {
@@ -199,6 +217,12 @@ async fn observe(
                     &Chain(&error).to_string(),
                 )),
             },
+            // It does not say. What the record says holds until it does: its end will be told.
+            Err(error) if !error.is_not_found() => {
+                tracing::warn!(container = record.id, error = %Chain(&error), "the shim does not answer for it");
+                let pid = view.state.pid().unwrap_or(0);
+                ContainerState::Running { started_at_ns, pid }
+            }
             // The daemon died before it told the shim to start: nothing ran.
             _ if record.phase == ContainerPhase::Starting => {
                 if let Err(error) = shim.delete(record.id.as_str(), "").await {
@@ -215,6 +239,16 @@ async fn observe(
                 "the pod's shim ended before the container",
             ))
         }
+    }
+}
+
+/// A shim that is stuck must not keep the daemon from serving the other pods.
+async fn patiently<T>(call: impl Future<Output = Result<T, ShimError>>) -> Result<T, ShimError> {
+    match tokio::time::timeout(SHIM_PATIENCE, call).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(ShimError::Silent {
+            seconds: SHIM_PATIENCE.as_secs(),
+        }),
     }
 }
 
@@ -244,7 +278,7 @@ async fn remove_orphan(node: Arc<Node>, record: ContainerRecord) -> Option<PodHa
     if let Ok(shim) = Shim::connect(&node.pod_bundle(&record.pod_id)).await {
         let ended = shim.kill(id.as_str(), "", 9, true).await;
         if ended.is_ok() {
-            drop(shim.wait(id.as_str(), "").await);
+            drop(patiently(shim.wait(id.as_str(), "")).await);
         }
         if let Err(error) = shim.delete(id.as_str(), "").await {
             tracing::warn!(container = %id, %error, "the shim still holds a container that is being removed");

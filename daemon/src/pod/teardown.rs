@@ -34,14 +34,19 @@ pub(crate) async fn stop_namespaces(files: &PodFiles, record: &PodRecord) -> Res
 
 /// Removes what is left of a stopped pod without containers: its mounts, its directory, its cgroup, its record.
 pub(crate) async fn remove_pod(node: &Node, id: &PodId, record: &PodRecord) -> Result<()> {
+    clear_bundle(node, id, record).await?;
+    node.records
+        .remove_pod(&record.id)
+        .map_err(|e| Error::node("forget a pod", e))
+}
+
+/// Its mounts and its directory.
+async fn clear_bundle(node: &Node, id: &PodId, record: &PodRecord) -> Result<()> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
     stop_namespaces(&files, record).await?;
     zcri_sys::mount::unmount(&files.shm())
         .map_err(|e| Error::node("unmount /dev/shm of a pod", e))?;
-    node.discard(&files.bundle)?;
-    node.records
-        .remove_pod(&record.id)
-        .map_err(|e| Error::node("forget a pod", e))
+    node.discard(&files.bundle)
 }
 
 /// Takes down a pod that was not finished, from whatever step it reached.
@@ -66,10 +71,16 @@ pub(crate) async fn unmake(
     if let Some(shim) = shim {
         shim.shutdown().await;
     }
-    // An address that could not be given back must not be forgotten: the record stays, and with it the retry.
+    // An address that could not be given back must not be forgotten: the record stays, and with it the retry. All
+    // else goes.
+    if network.is_ok() {
+        record.network_attached = false;
+    }
+    clear_bundle(node, id, record).await?;
     network?;
-    record.network_attached = false;
-    remove_pod(node, id, record).await
+    node.records
+        .remove_pod(&record.id)
+        .map_err(|e| Error::node("forget a pod", e))
 }
 
 /// Ends a container whose shim died: its processes, and what the OCI runtime keeps of it.

@@ -13,8 +13,10 @@ use containerd_shim_protos::protobuf::{
 };
 use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
+use containerd_shim_protos::ttrpc::asynchronous::transport::Socket;
 use containerd_shim_protos::ttrpc::{self, context::Context};
 use serde::Deserialize;
+use tokio::net::UnixStream;
 
 use super::Handler;
 
@@ -24,6 +26,10 @@ const STDIO_SERVICE: &str = "zcri.shim.v1.Stdio";
 const OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
 /// Name of the socket in a pod's bundle.
 const SOCKET: &str = "shim.sock";
+/// Between two tries to reach a shim when this process is short of descriptors or the like.
+const CONNECT_PERIOD: std::time::Duration = std::time::Duration::from_millis(100);
+/// How often that is tried.
+const CONNECT_TRIES: u32 = 50;
 /// Limit of an ordinary call; calls that wait for a process have none.
 const CALL_TIMEOUT_NS: i64 = 120_000_000_000;
 
@@ -65,6 +71,12 @@ pub enum ShimError {
         code: ttrpc::Code,
         /// The shim's words, with those of the OCI runtime.
         message: String,
+    },
+    /// The shim took too long to answer.
+    #[error("the shim has not answered for {seconds} s")]
+    Silent {
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// The connection broke.
     #[error("connection to the shim")]
@@ -186,20 +198,30 @@ impl Shim {
     /// # Errors
     /// [`ShimError::Unreachable`] when there is none.
     pub async fn connect(bundle: &Path) -> Result<Self, ShimError> {
-        let unreachable = |source| ShimError::Unreachable {
-            socket: bundle.join(SOCKET),
-            source,
-        };
-        // A unix address holds 108 bytes, and a bundle's path may be longer: go through a descriptor of it.
-        let dir = std::fs::File::open(bundle).map_err(unreachable)?;
-        let address = format!("unix:///proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
-        let client = Client::connect(&address)
+        let stream = open(bundle)
             .await
-            .map_err(|error| unreachable(std::io::Error::other(error.to_string())))?;
+            .map_err(|source| ShimError::Unreachable {
+                socket: bundle.join(SOCKET),
+                source,
+            })?;
+        let client = Client::new(Socket::new(stream));
         Ok(Self {
             tasks: TaskClient::new(client.clone()),
             client,
         })
+    }
+
+    /// As [`Shim::connect`], for a shim that may have died: gives none if it has, and tries again for a while if
+    /// it is this process that is short of something.
+    pub async fn find(bundle: &Path) -> Option<Self> {
+        for _ in 0..CONNECT_TRIES {
+            match Self::connect(bundle).await {
+                Ok(shim) => return Some(shim),
+                Err(ShimError::Unreachable { source, .. }) if is_absence(&source) => return None,
+                Err(_) => tokio::time::sleep(CONNECT_PERIOD).await,
+            }
+        }
+        None
     }
 
     /// Waits until the shim of the pod with that bundle has ended; at once when there is none.
@@ -207,12 +229,13 @@ impl Shim {
     /// # Cancel safety
     /// Safe: it only looks.
     pub async fn gone(bundle: &Path) {
-        let Ok(dir) = std::fs::File::open(bundle) else {
-            return;
-        };
-        let address = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
-        let Ok(stream) = tokio::net::UnixStream::connect(address).await else {
-            return;
+        let stream = loop {
+            match open(bundle).await {
+                Ok(stream) => break stream,
+                Err(error) if is_absence(&error) => return,
+                // This process is short of something, which says nothing about the shim.
+                Err(_) => tokio::time::sleep(CONNECT_PERIOD).await,
+            }
         };
         // Nothing is asked on this connection: the only thing that comes is its end.
         drop(stream.readable().await);
@@ -413,6 +436,19 @@ impl Shim {
             tracing::debug!(%error, "shim did not answer its shutdown");
         }
     }
+}
+
+/// Connects to the socket in a bundle.
+async fn open(bundle: &Path) -> std::io::Result<UnixStream> {
+    // A unix address holds 108 bytes, and a bundle's path may be longer: go through a descriptor of it.
+    let dir = std::fs::File::open(bundle)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd())).await
+}
+
+/// Whether a failed connection means that there is no shim; every other error is this side's.
+fn is_absence(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
+    matches!(error.kind(), ConnectionRefused | ConnectionReset | NotFound)
 }
 
 fn call() -> Context {

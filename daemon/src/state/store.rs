@@ -86,6 +86,11 @@ impl RecordStore {
         put(&self.containers.join(&record.id), record)
     }
 
+    /// Whether there is a record of that pod, readable or not.
+    pub fn has_pod(&self, id: &str) -> bool {
+        self.pods.join(id).exists()
+    }
+
     /// Removes a pod's record; none is no error.
     ///
     /// # Errors

@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 use super::Sink;
 
 /// Mode of a log file: the kubelet and those in its group read it.
@@ -65,9 +67,15 @@ impl LogFile {
 }
 
 fn open(path: &Path) -> io::Result<File> {
+    // Who can write to the directory must not lead the log elsewhere by a link, nor make this thread wait on a FIFO.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut options = File::options();
-    options.append(true).create(true).mode(MODE);
-    match options.open(path) {
+    options
+        .append(true)
+        .create(true)
+        .mode(MODE)
+        .custom_flags(flags.bits().cast_signed());
+    let file = match options.open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let parent = path.parent().unwrap_or(Path::new("/"));
             std::fs::DirBuilder::new()
@@ -77,7 +85,14 @@ fn open(path: &Path) -> io::Result<File> {
             options.open(path)
         }
         opened => opened,
+    }?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the log is not a regular file",
+        ));
     }
+    Ok(file)
 }
 
 impl Sink for LogFile {
@@ -112,6 +127,23 @@ impl Sink for LogFile {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn follows_no_link_and_waits_on_no_fifo() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link, fifo) = (
+            dir.path().join("target"),
+            dir.path().join("link"),
+            dir.path().join("fifo"),
+        );
+        std::fs::write(&target, "").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(LogFile::open(&link).is_err());
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert!(LogFile::open(&fifo).is_err());
+        LogFile::open(&target).unwrap();
+    }
 
     #[test]
     fn opens_in_a_new_directory_with_its_mode_and_reopens_after_a_rename() {

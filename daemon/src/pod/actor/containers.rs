@@ -9,6 +9,7 @@ use crate::error::{Chain, Error, Result};
 use crate::id::ContainerId;
 use crate::node::Node;
 use crate::pod::handle::Request;
+use crate::pod::pods::KILL_PATIENCE;
 use crate::pod::teardown;
 use crate::pod::view::PodState;
 use crate::runtime::{CreateRequest, Exit, Shim, ShimError, exit_file};
@@ -86,16 +87,16 @@ impl Actor {
             Ok(pid) => {
                 let started_at_ns = crate::time::now_ns();
                 set_state(owned, ContainerState::Running { started_at_ns, pid });
-                set_phase(
-                    &self.node,
-                    owned,
-                    ContainerPhase::Running { started_at_ns, pid },
-                )?;
+                let running = ContainerPhase::Running { started_at_ns, pid };
+                // The record before this one makes recovery ask the shim, so a full disk is no failure here.
+                if let Err(error) = set_phase(&self.node, owned, running) {
+                    tracing::warn!(container = %id, error = %Chain(&error), "the start is not recorded");
+                }
                 self.watch_container(id);
                 Ok(())
             }
             Err(error) => {
-                if let Err(error) = shim.delete(id.as_str(), "").await {
+                if let Err(error) = forget(&shim, id).await {
                     tracing::debug!(container = %id, %error, "the shim still holds a container that did not start");
                 }
                 let exited = Exited::start_failed(Chain(&error).to_string());
@@ -173,7 +174,18 @@ impl Actor {
             Err(error) if !error.is_not_found() => return Err(failed(error)),
             _ => {}
         }
-        let exit = shim.wait(id.as_str(), "").await.map(|(code, at_ns)| {
+        // A process in uninterruptible sleep must not keep the pod from answering.
+        let ended = tokio::time::timeout(KILL_PATIENCE, shim.wait(id.as_str(), "")).await;
+        let Ok(exit) = ended else {
+            let state = "killed but has not ended";
+            return Err(Error::State {
+                what: "container",
+                id: id.to_string(),
+                state,
+                action: "go on",
+            });
+        };
+        let exit = exit.map(|(code, at_ns)| {
             exit_file(&self.node.container_bundle(id.as_str())).unwrap_or(Exit {
                 code,
                 at_ns,
@@ -239,7 +251,7 @@ impl Actor {
                 id: id.to_string(),
                 source: Box::new(source),
             };
-            shim.delete(id.as_str(), "").await.map_err(failed)?;
+            forget(shim, id).await.map_err(failed)?;
         } else {
             self.end_orphan(id).await?;
         }
@@ -295,6 +307,18 @@ impl Actor {
         owned.view = Arc::new(view);
         Ok(())
     }
+}
+
+/// Makes the shim forget a container. One that runs although its start seemed to fail is ended first.
+async fn forget(shim: &Shim, id: &ContainerId) -> Result<(), ShimError> {
+    if shim.delete(id.as_str(), "").await.is_ok() {
+        return Ok(());
+    }
+    if shim.kill(id.as_str(), "", KILL, true).await.is_ok() {
+        // Whether it ended shows in the answer to the deletion.
+        drop(tokio::time::timeout(KILL_PATIENCE, shim.wait(id.as_str(), "")).await);
+    }
+    shim.delete(id.as_str(), "").await
 }
 
 fn set_state(owned: &mut Owned, state: ContainerState) {
