@@ -20,7 +20,7 @@ setup:
 # target/release/{zcrid,zcri-shim}
 build:
 	$(CARGO) build --release --workspace --bins
-	$(CARGO) rustc --release -q -p zcri-demo-payload -- -C target-feature=+crt-static
+	$(CARGO) rustc --release -q -p zcri-demo-payload --target-dir target/static -- -C target-feature=+crt-static
 
 demo: setup build
 	$(RELEASE)/cri-demo
@@ -28,7 +28,7 @@ demo: setup build
 # The binaries first: the integration tests start them.
 test: setup
 	$(CARGO) build --workspace --bins
-	$(CARGO) rustc -q -p zcri-demo-payload -- -C target-feature=+crt-static
+	$(CARGO) rustc -q -p zcri-demo-payload --target-dir target/static -- -C target-feature=+crt-static
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	    set -x; $(CARGO) nextest run --workspace --no-fail-fast $(TEST_ARGS); \
 	else \
