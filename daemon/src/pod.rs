@@ -16,13 +16,14 @@ mod actor;
 pub mod config;
 mod create;
 mod files;
+mod handle;
 mod pods;
 mod recovery;
 mod teardown;
 mod view;
 
 pub(crate) use actor::Owned;
-pub use actor::PodHandle;
 pub(crate) use files::{PodFiles, host_name};
+pub use handle::PodHandle;
 pub use pods::{Pods, StopSignal};
 pub use view::{PodKey, PodState, PodView};

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use super::actor::{self, PodHandle, PodParts};
+use super::actor::{self, PodParts};
 use super::config::{PodConfig, PodPid, PodScope};
 use super::files::{PodFiles, host_name};
+use super::handle::PodHandle;
 use super::teardown;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;

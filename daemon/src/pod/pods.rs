@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::actor::PodHandle;
 use super::config::PodConfig;
 use super::create;
+use super::handle::PodHandle;
 use super::view::{PodKey, PodState, PodView};
 use crate::container::config::ContainerConfig;
 use crate::container::{ContainerState, ContainerView};

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::actor::{self, Owned, PodHandle, PodParts};
+use super::actor::{self, Owned, PodParts};
 use super::config::PodConfig;
+use super::handle::PodHandle;
 use super::pods::Pods;
 use super::teardown;
 use crate::container::{self, ContainerState, ContainerView, Exited};
