@@ -2,7 +2,8 @@
 # packages that are missing.
 
 CARGO ?= cargo
-RELEASE := target/release
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
 # What the daemon needs on the node, and what the tests need beside it.
 PACKAGES := runc crun containernetworking-plugins iptables iproute2 busybox-static
 BENCH_PACKAGES := $(PACKAGES) containerd
@@ -20,7 +21,7 @@ setup:
 # target/release/{zcrid,zcri-shim}
 build:
 	$(CARGO) build --release --workspace --bins
-	$(CARGO) rustc --release -q -p zcri-demo-payload -- -C target-feature=+crt-static
+	$(CARGO) rustc --release -q -p zcri-demo-payload --target-dir $(TARGET)/static -- -C target-feature=+crt-static
 
 demo: setup build
 	$(RELEASE)/cri-demo
@@ -28,7 +29,7 @@ demo: setup build
 # The binaries first: the integration tests start them.
 test: setup
 	$(CARGO) build --workspace --bins
-	$(CARGO) rustc -q -p zcri-demo-payload -- -C target-feature=+crt-static
+	$(CARGO) rustc -q -p zcri-demo-payload --target-dir $(TARGET)/static -- -C target-feature=+crt-static
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	    set -x; $(CARGO) nextest run --workspace --no-fail-fast $(TEST_ARGS); \
 	else \

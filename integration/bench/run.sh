@@ -8,7 +8,7 @@
 set -euo pipefail
 
 repo=$(cd "$(dirname "$0")/../.." && pwd)
-bin=${ZCRI_BIN_DIR:-$repo/target/release}
+bin=${ZCRI_BIN_DIR:-${CARGO_TARGET_DIR:-$repo/target}/release}
 port=5077
 runc=$(command -v runc || true)
 containerd=$(command -v containerd || true)

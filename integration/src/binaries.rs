@@ -43,6 +43,31 @@ pub fn ours(name: &str) -> Result<PathBuf> {
         })
 }
 
+/// The program of the demo's image. It is built apart from the rest, for it is linked in another way.
+///
+/// # Errors
+/// It is not built.
+pub fn payload() -> Result<PathBuf> {
+    const NAME: &str = "zcri-demo-payload";
+    if std::env::var_os("ZCRI_BIN_DIR").is_some() {
+        return ours(NAME);
+    }
+    let exe = std::env::current_exe().context("the path of this program")?;
+    // target/PROFILE/PROGRAM, and target/static/PROFILE/zcri-demo-payload
+    let beside = |dir: &Path| {
+        let profile = dir.file_name()?;
+        Some(dir.parent()?.join("static").join(profile).join(NAME))
+    };
+    exe.ancestors()
+        .skip(1)
+        .take(2)
+        .filter_map(beside)
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!("prerequisite: {NAME} is not built; `make build` and `make test` do it")
+        })
+}
+
 /// A program of the system.
 ///
 /// # Errors

@@ -105,6 +105,34 @@ async fn exit_codes_and_reasons_are_exact() -> Test {
 }
 
 #[tokio::test]
+async fn a_pod_holds_any_number_of_containers() -> Test {
+    const CONTAINERS: i32 = 12;
+    let node = TestNode::start().await?;
+    node.busybox().await?;
+    let pod = node.pod("p").await?;
+    let runs = (0..CONTAINERS).map(|n| {
+        let (node, pod) = (&node, &pod);
+        async move {
+            let mut config = node.container_config(&format!("c{n}")).await?;
+            config.command = words(["/bin/sh", "-c", &format!("echo I am {n}; exit {n}")]);
+            let ended = pod.run(&config).await?;
+            anyhow::Ok((n, ended.output()))
+        }
+    });
+    for (n, output) in futures::future::try_join_all(runs.collect::<Vec<_>>()).await? {
+        assert_eq!((output.code, output.stdout), (n, format!("I am {n}\n")));
+    }
+    assert_eq!(
+        node.cri()
+            .list_containers(ContainerFilter::default())
+            .await?
+            .len(),
+        12
+    );
+    node.finish().await
+}
+
+#[tokio::test]
 async fn removing_a_running_container_ends_it() -> Test {
     let node = TestNode::start().await?;
     let pod = node.pod("p").await?;

@@ -234,6 +234,40 @@ async fn mirrors_are_asked_first_and_the_registry_when_they_fail() -> Test {
     node.finish().await
 }
 
+/// Plain HTTP is for loopback, and for registries that the configuration calls insecure.
+#[tokio::test]
+async fn plain_http_is_for_loopback_and_insecure_registries() -> Test {
+    let mut node = TestNode::start().await?;
+    // The first pod's bridge gives this machine an address that is not loopback.
+    let pod = node.pod("p").await?.id;
+    let gateway: std::net::IpAddr = node.slot().subnet().replace(".0/24", ".1").parse()?;
+    let elsewhere = Registry::bind_to((gateway, 0).into()).await?;
+    elsewhere.push("r", "1", small("a"));
+    let plain = elsewhere.reference("r", "1");
+    let refused = node.cri().pull(&plain).await.err();
+    let refused = refused.context("plain HTTP to a registry that nobody called insecure")?;
+    assert!(
+        refused.message().contains(&elsewhere.addr().to_string()),
+        "{refused:?}"
+    );
+    assert!(
+        elsewhere.request_log().is_empty(),
+        "it was asked without TLS"
+    );
+    let rule = format!(
+        "[[registry]]\nlocation = \"{}\"\ninsecure = true\n",
+        elsewhere.addr()
+    );
+    node.stop_daemon().await?;
+    std::fs::write(node.files().dir.join("etc/registries.conf"), rule)?;
+    node.start_daemon().await?;
+    node.cri().pull(&plain).await?;
+    assert!(node.cri().image_status(&plain).await?.is_some());
+    node.cri().remove_pod(&pod).await?;
+    node.allow_log("PullImage");
+    node.finish().await
+}
+
 #[tokio::test]
 async fn redirected_blobs_are_followed_without_credentials() -> Test {
     let node = TestNode::start().await?;

@@ -56,7 +56,15 @@ impl Registry {
     /// # Errors
     /// The port cannot be bound.
     pub async fn bind(port: u16) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+        Self::bind_to(([127, 0, 0, 1], port).into()).await
+    }
+
+    /// Starts a registry on an address of this machine, for clients that tell loopback from the rest.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub async fn bind_to(address: SocketAddr) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let store = TcpListener::bind(("127.0.0.1", 0)).await?;
         let shared = Arc::new(Shared {
             addr: listener.local_addr()?,

@@ -78,11 +78,11 @@ async fn demo() -> Result<()> {
 /// Fills a registry with an index of all platforms.
 async fn serve_images() -> Result<Registry> {
     let start = Instant::now();
-    let path = binaries::ours("zcri-demo-payload")?;
+    let path = binaries::payload()?;
     let program = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     ensure!(
         is_static(&program),
-        "{} is not linked statically; `make demo` builds it so",
+        "{} is not linked statically; `make build` builds it so",
         path.display()
     );
     let layer = LayerBuilder::new()
