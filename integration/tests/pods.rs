@@ -431,11 +431,11 @@ async fn containers_are_below_the_cgroup_parent_of_their_pod() -> Test {
         .as_ref()
         .context("a linux section")?
         .cgroup_parent;
-    let below = cgroups(&node)?;
-    ensure!(
-        !below.is_empty(),
-        "the container is in no cgroup of its own"
-    );
+    // The OCI runtime's own process becomes the container's a moment after the start is answered.
+    let below = wait::until("a cgroup of the container", wait::PATIENCE, async || {
+        Ok(Some(cgroups(&node)?).filter(|found| !found.is_empty()))
+    })
+    .await?;
     for (hierarchy, path) in below {
         ensure!(
             path.starts_with(&format!("{parent}/")) && path.contains(&id),
