@@ -345,6 +345,42 @@ async fn an_address_is_not_forgotten_when_its_return_fails() -> Test {
     node.finish().await
 }
 
+/// A pod whose undoing fails stays removable: it is listed, and its removal gives the address back.
+#[tokio::test]
+async fn a_pod_that_could_not_be_undone_is_listed_until_it_is_removed() -> Test {
+    let node = TestNode::builder()
+        .allow_log("RunPodSandbox")
+        .allow_log("not today")
+        .start()
+        .await?;
+    let flag = node.files().dir.join("broken");
+    script_plugin(
+        &node,
+        "moody",
+        &format!(
+            "case $CNI_COMMAND in VERSION) echo '{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}}';;\n\
+         ADD|DEL) [ ! -e {} ] || {{ echo '{{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"not today\"}}'; exit 1; }};; esac",
+            flag.display()
+        ),
+    )?;
+    chain(&node, "moody")?;
+    std::fs::write(&flag, "")?;
+    let config = node.pod_config("p")?;
+    let status = node.cri().run_pod(&config).await.err();
+    let status = status.context("a pod with a broken network")?;
+    assert!(status.message().contains("not today"), "{status:?}");
+    let pods = node.cri().list_pods(Default::default()).await?;
+    let [pod] = pods.as_slice() else {
+        anyhow::bail!("one pod that is not undone, and not {pods:?}");
+    };
+    assert_eq!(pod.state(), PodSandboxState::SandboxNotready);
+    std::fs::remove_file(&flag)?;
+    node.cri().remove_pod(&pod.id).await?;
+    assert_eq!(leases(&node)?, 0);
+    assert!(node.cri().list_pods(Default::default()).await?.is_empty());
+    node.finish().await
+}
+
 /// The configuration that a pod was made with is the one that takes it down.
 #[tokio::test]
 async fn a_changed_configuration_does_not_strand_old_pods() -> Test {
