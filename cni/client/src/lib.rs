@@ -26,9 +26,12 @@ mod chain;
 mod conf;
 mod error;
 mod exec;
+mod leftover;
 mod network;
 mod result;
+mod turn;
 mod version;
+mod watch;
 
 pub use attachment::{Attachment, AttachmentKey, InvalidAttachment, pod_args};
 pub use cache::CacheError;
@@ -40,3 +43,4 @@ pub use error::{
 pub use network::{Cni, CniDirs, NetworkList};
 pub use result::{AddResult, Cidr, Dns, Interface, IpConfig, MalformedResult, Route};
 pub use version::SpecVersion;
+pub use watch::ConfWatcher;
