@@ -38,7 +38,7 @@ pub use cache::CacheError;
 pub use capability::{Bandwidth, IpRange, PortMapping, Protocol, RuntimeConfig, RuntimeDns};
 pub use conf::{LoadError, SkippedFile};
 pub use error::{
-    AddError, CheckError, Command, DelError, DelErrors, Failure, NetworkError, PluginError,
+    AddError, CheckError, Command, DelError, DelErrors, Failure, GcError, NetworkError, PluginError,
 };
 pub use network::{Cni, CniDirs, NetworkList};
 pub use result::{AddResult, Cidr, Dns, Interface, IpConfig, MalformedResult, Route};

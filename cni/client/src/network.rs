@@ -16,7 +16,8 @@ use crate::{
     chain::{Chain, Runner},
     conf::{self, LoadError, Network, SkippedFile},
     error::{
-        AddError, CheckError, Command, DelError, DelErrors, Failure, NetworkError, PluginError,
+        AddError, CheckError, Command, DelError, DelErrors, Failure, GcError, NetworkError,
+        PluginError,
     },
     leftover,
     result::AddResult,
@@ -365,18 +366,20 @@ impl NetworkList {
         Ok(())
     }
 
-    /// Has the plugins remove what none of the `valid` attachments needs. Waits until no ADD and DEL runs, and
-    /// lets none begin meanwhile. Does nothing when the configuration disables GC, or is of a version without.
+    /// Has the plugins remove what no attachment needs of which there is a record, be it of one that is not wholly
+    /// undone. Waits until no ADD and DEL runs, and lets none begin meanwhile. Does nothing when the configuration
+    /// disables GC, or is of a version without.
     ///
     /// # Errors
-    /// All plugins that failed.
-    pub async fn gc(&self, valid: &[AttachmentKey]) -> Result<(), NetworkError> {
+    /// The records cannot be read, or all plugins that failed.
+    pub async fn gc(&self) -> Result<(), GcError> {
         if self.network.disable_gc || !self.network.version.has_status_and_gc() {
             return Ok(());
         }
         let _alone = self.runner.gate.write().await;
         let entry =
             |key: &AttachmentKey| json!({ "containerID": key.container_id, "ifname": key.ifname });
+        let valid = self.runner.cache.keys().await?;
         let valid = valid.iter().map(entry).collect::<Vec<_>>();
         let mut errors = Vec::new();
         for plugin in &self.network.plugins {
@@ -400,7 +403,7 @@ impl NetworkList {
         if errors.is_empty() {
             Ok(())
         } else {
-            Err(self.network_error(errors))
+            Err(GcError::Plugins(self.network_error(errors)))
         }
     }
 

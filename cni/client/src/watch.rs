@@ -24,6 +24,7 @@ const BIRTH: WatchFlags = WatchFlags::CREATE.union(WatchFlags::MOVED_TO);
 
 /// What changes the configurations in a directory: a file is looked at when it is closed, not while it is written.
 const CONTENT: WatchFlags = BIRTH
+    .union(OWN_END)
     .union(WatchFlags::CLOSE_WRITE)
     .union(WatchFlags::MOVED_FROM)
     .union(WatchFlags::DELETE)
@@ -150,6 +151,9 @@ mod tests {
         noticed(watcher, "renamed away", || fs::rename(&top, &away)).await;
         noticed(watcher, "renamed back", || fs::rename(&away, &top)).await;
         noticed(watcher, "a file after it", || fs::write(&file, "{}")).await;
+        let aside = top.join("cni/aside");
+        noticed(watcher, "itself renamed", || fs::rename(&dir, &aside)).await;
+        noticed(watcher, "itself back", || fs::rename(&aside, &dir)).await;
         noticed(watcher, "removed whole", || fs::remove_dir_all(&top)).await;
         noticed(watcher, "made again", || fs::create_dir_all(&dir)).await;
         noticed(watcher, "a file in the new one", || fs::write(&file, "{}")).await;
