@@ -13,6 +13,7 @@ use crate::{
     error::ConfigError,
     platform::ImagePlatform,
     schema,
+    wlm::Wlm,
     source::{self, MainFile},
 };
 
@@ -46,6 +47,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// `[log]`
     pub log: Log,
+    /// `[wlm]`
+    pub wlm: Wlm,
     /// The files that were read, in the order in which they were merged.
     pub sources: Vec<PathBuf>,
 }
@@ -331,7 +334,7 @@ impl Image {
 }
 
 /// `*` stands for any characters, `/` too; every other character for itself.
-fn glob(pattern: &str, name: &str) -> bool {
+pub(crate) fn glob(pattern: &str, name: &str) -> bool {
     let mut pieces = pattern.split('*');
     let Some(mut rest) = pieces.next().and_then(|first| name.strip_prefix(first)) else {
         return false;

@@ -19,6 +19,7 @@ pub mod registries;
 mod render;
 mod schema;
 mod source;
+mod wlm;
 
 pub use check::Problem;
 pub use config::{
@@ -28,3 +29,4 @@ pub use config::{
 };
 pub use error::{ConfigError, Fault, Origin};
 pub use platform::{ImagePlatform, OciPlatform};
+pub use wlm::{QosClass, Wlm, WlmMapping, WlmRule, WlmSubject, WlmTarget};

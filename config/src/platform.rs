@@ -12,6 +12,16 @@ pub enum ImagePlatform {
 }
 
 impl ImagePlatform {
+    /// What runs on z/OS, whatever this program was built for.
+    #[must_use]
+    pub fn zos() -> Self {
+        Self::Fixed(OciPlatform {
+            os: "zos".to_owned(),
+            architecture: "s390x".to_owned(),
+            variant: None,
+        })
+    }
+
     /// The platform itself.
     #[must_use]
     pub fn resolve(&self) -> OciPlatform {

@@ -5,6 +5,7 @@ use toml::Value;
 use crate::{
     config::{Api, Config, Image, Network, Runtime},
     schema::{CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, PLATFORM_KINDS, SWITCHES},
+    wlm,
 };
 
 type Row = (&'static str, Value);
@@ -57,6 +58,7 @@ impl Config {
                 vec![("listen", optional(self.metrics.listen))],
             ),
             ("log".to_owned(), log),
+            ("wlm".to_owned(), wlm::render(&self.wlm)),
         ]);
         let table = |(name, rows): (String, Vec<Row>)| {
             let lines = rows.iter().map(|(key, value)| format!("{key} = {value}\n"));

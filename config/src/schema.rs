@@ -8,8 +8,10 @@ use crate::{
         Network, Platform, PlatformKind, Runtime, Storage, Stream, Switch,
     },
     error::{ConfigError, Fault, Origin},
+    platform::ImagePlatform,
     read::{Section, absolute_path, array, integer, optional, parsed, printable, string, word},
     source::{Item, Sources, Value},
+    wlm,
 };
 
 /// `sun_path` of a unix socket, less the NUL that ends it. Source: unix(7).
@@ -55,6 +57,7 @@ pub(crate) fn parse(sources: &Sources) -> Result<Config, ConfigError> {
         stream: stream(root.section("stream", &mut faults), &mut faults),
         metrics: metrics(root.section("metrics", &mut faults), &mut faults),
         log: log(root.section("log", &mut faults), &mut faults),
+        wlm: wlm::section(root.section("wlm", &mut faults), &mut faults),
         sources: sources.files.clone(),
     };
     root.finish(&mut faults);
@@ -141,6 +144,9 @@ fn storage(mut section: Section, faults: &mut Vec<Fault>) -> Storage {
 fn platform(mut section: Section, faults: &mut Vec<Fault>) -> Platform {
     let mut platform = Platform::default();
     section.set("kind", &mut platform.kind, word(PLATFORM_KINDS), faults);
+    if platform.kind == PlatformKind::Zos {
+        platform.image = ImagePlatform::zos();
+    }
     section.set(
         "image",
         &mut platform.image,

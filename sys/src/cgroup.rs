@@ -27,6 +27,15 @@ pub struct Tree {
 }
 
 impl Tree {
+    /// The tree of a node without control groups: no group is anywhere, and nothing is known of any.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            controllers: BTreeMap::new(),
+            unified: None,
+        }
+    }
+
     /// Reads the mount table.
     ///
     /// # Errors
@@ -269,6 +278,15 @@ mod tests {
         );
         assert_eq!(tree.dir("memory", "/a"), None);
         assert_eq!(tree.dirs("/a").count(), 2);
+    }
+
+    #[test]
+    fn a_node_without_control_groups_knows_nothing_and_removes_nothing() {
+        let tree = Tree::none();
+        assert_eq!(tree.usage("/a"), Usage::default());
+        assert_eq!(tree.processes("/a").unwrap(), Vec::<u32>::new());
+        tree.remove("/a").unwrap();
+        assert!(!tree.has_controller("memory") && !tree.accounts_for_swap());
     }
 
     #[test]
