@@ -13,8 +13,8 @@ use crate::{
     error::ConfigError,
     platform::ImagePlatform,
     schema,
-    wlm::Wlm,
     source::{self, MainFile},
+    wlm::Wlm,
 };
 
 /// Where zcrid looks when it is told nothing else.

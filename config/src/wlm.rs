@@ -158,12 +158,7 @@ pub(crate) fn section(mut section: Section, faults: &mut Vec<Fault>) -> Wlm {
     let Wlm {
         default, mapping, ..
     } = &mut wlm;
-    section.set(
-        "default_class",
-        &mut default.class,
-        optional(class),
-        faults,
-    );
+    section.set("default_class", &mut default.class, optional(class), faults);
     section.set(
         "default_qualifier",
         &mut default.qualifier,

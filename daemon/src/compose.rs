@@ -14,6 +14,7 @@ use crate::cri::{Services, convert};
 use crate::images::Images;
 use crate::network::Network;
 use crate::node::{CgroupDriver, Node};
+use crate::platform::{Platform, zos};
 use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
 use crate::state::RecordStore;
@@ -50,14 +51,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
 /// Builds the parts in the order in which they need each other.
 async fn build(config: &Config) -> anyhow::Result<Node> {
-    if config.platform.kind != PlatformKind::Linux {
-        anyhow::bail!(
-            "platform.kind = \"{}\" comes with a later version",
-            config.platform.kind
-        );
-    }
-    let cgroups = cgroup::Tree::detect()?;
-    let node_facts = node_facts(&cgroups)?;
+    let platform = Platform::new(config);
+    let cgroups = platform.cgroups()?;
+    let node_facts = match &platform {
+        Platform::Linux => node_facts(&cgroups)?,
+        Platform::Zos(_) => zos::facts(&cgroups),
+    };
     let images = Images::open(config).await?;
     let node = Node {
         root: config.storage.root.clone(),
@@ -77,6 +76,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
             &config.storage.root,
         ),
         images,
+        platform,
         facts: node_facts,
         cgroups,
         cgroup_driver: match config.runtime.cgroup_manager {

@@ -91,6 +91,15 @@ pub enum Error {
         #[source]
         source: Source,
     },
+    /// The system refused what the daemon or the OCI runtime has no authority for.
+    #[error("not authorized; grant {grant}")]
+    Authority {
+        /// What to grant.
+        grant: &'static str,
+        /// What was refused.
+        #[source]
+        source: Box<Error>,
+    },
     /// An image could not be had.
     #[error("image {reference:?}")]
     Image {

@@ -10,6 +10,7 @@ pub mod id;
 pub mod images;
 pub mod network;
 pub mod node;
+pub mod platform;
 pub mod pod;
 pub mod runtime;
 pub mod state;

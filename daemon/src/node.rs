@@ -9,6 +9,7 @@ use crate::container::spec::NodeFacts;
 use crate::error::{Error, Result};
 use crate::images::Images;
 use crate::network::Network;
+use crate::platform::Platform;
 use crate::pod::config::PodConfig;
 use crate::runtime::{Handlers, ShimLauncher};
 use crate::state::RecordStore;
@@ -34,6 +35,8 @@ pub struct Node {
     pub images: Images,
     /// Facts that decide what a container may have.
     pub facts: NodeFacts,
+    /// What kind of system this is.
+    pub platform: Platform,
     /// Control groups.
     pub cgroups: cgroup::Tree,
     /// How control groups are named.

@@ -4,4 +4,6 @@ mod handler;
 mod shim;
 
 pub use handler::{Handler, Handlers};
-pub use shim::{CreateRequest, ExecRequest, Exit, Shim, ShimError, ShimLauncher, exit_file};
+pub use shim::{
+    CreateRequest, ExecRequest, Exit, Shim, ShimError, ShimLauncher, ShimNamespaces, exit_file,
+};

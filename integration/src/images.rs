@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use zcri_test_registry::{Compression, Image, ImageBuilder, Layer, LayerBuilder};
+use zcri_test_registry::{Compression, Image, ImageBuilder, Index, Layer, LayerBuilder};
 
 use crate::binaries;
 
@@ -72,6 +72,26 @@ pub fn busybox() -> Result<ImageBuilder> {
         .layer(busybox_layer()?)
         .env(["PATH=/bin"])
         .cmd(["/bin/sleep", "1000000"]))
+}
+
+/// An index whose entry for `zos/s390x` is [`busybox`] too, beside one for Linux that must not be taken: nothing here
+/// has code for z/OS, and an emulated LPAR runs what this machine does.
+///
+/// # Errors
+/// busybox-static is not installed.
+pub fn zos_busybox() -> Result<Index> {
+    let layer = busybox_layer()?;
+    let build = |platform: &str, env: &str| {
+        Image::builder(platform)
+            .layer(layer.clone())
+            .env(["PATH=/bin", env])
+            .cmd(["/bin/sleep", "1000000"])
+            .build()
+    };
+    Ok(Index::docker([
+        build(&host_platform(), "IMAGE=linux"),
+        build("zos/s390x", "IMAGE=zos"),
+    ]))
 }
 
 /// A small layer with one file, for tests that never run the image.

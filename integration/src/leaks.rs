@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::node::Slot;
+use crate::node::{LPAR_CGROUP, Slot};
 
 /// Everything that is left of a node whose pods are removed and whose daemon has ended. Each line tells one thing.
 pub fn audit(slot: &Slot) -> Vec<String> {
@@ -175,11 +175,13 @@ fn pod_cgroups(slot: &Slot) -> Vec<String> {
             let depth = pod
                 .strip_prefix(&parent)
                 .map_or(0, |rest| rest.components().count());
+            // The emulation's own, one per sandbox, are left to it: z/OS has none.
+            let of_lpar = depth <= 2 && pod.starts_with(parent.join(LPAR_CGROUP));
             let of_pod = depth == 1
                 && pod
                     .file_name()
                     .is_some_and(|name| name.to_string_lossy().starts_with("pod-"));
-            if depth > 0 && !of_pod {
+            if depth > 0 && !of_pod && !of_lpar {
                 found.push(pod.display().to_string());
             }
         }

@@ -10,10 +10,12 @@ pub mod client;
 pub mod cri_log;
 pub mod images;
 pub mod leaks;
+pub mod lpar;
 pub mod node;
 pub mod plugin;
 pub mod pod;
 pub mod wait;
+pub mod zos_runc;
 
 pub use client::Cri;
 pub use node::{Builder, TestNode};

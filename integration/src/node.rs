@@ -17,9 +17,10 @@ use zcri_test_registry::Registry;
 
 use crate::Test;
 use crate::client::Cri;
-use crate::{binaries, images, leaks, wait};
+use crate::{binaries, images, leaks, lpar, wait};
 use daemon::Daemon;
 pub use files::Files;
+pub(crate) use slot::LPAR_CGROUP;
 pub use slot::Slot;
 
 /// Time that a daemon may take to end after SIGTERM.
@@ -35,9 +36,17 @@ pub struct Builder {
     allowed: Vec<String>,
     env: Vec<(String, String)>,
     registry: Option<Registry>,
+    zos: Option<lpar::Service>,
 }
 
 impl Builder {
+    /// A z/OS node: the zos platform with `zos-runc` as its runtime, which is like this.
+    #[must_use]
+    pub fn zos(mut self, service: lpar::Service) -> Self {
+        self.zos = Some(service);
+        self
+    }
+
     /// Text of a drop-in that is merged over the node's `zcri.toml`.
     #[must_use]
     pub fn config(mut self, toml: &str) -> Self {
@@ -119,6 +128,10 @@ impl Builder {
             )?;
         }
         files.write(&slot, &self.drop_in, &self.registries)?;
+        let mut env = self.env;
+        if let Some(service) = &self.zos {
+            env.push(files.write_zos(&slot, service)?);
+        }
         if !self.no_cni {
             files.write_conflist(&slot)?;
         }
@@ -129,7 +142,8 @@ impl Builder {
             },
             root_mounted: self.root_size.is_some(),
             allowed: Mutex::new(self.allowed),
-            env: self.env,
+            env,
+            zos: self.zos.is_some(),
             cri: None,
             daemon: None,
             busybox: OnceCell::new(),
@@ -150,6 +164,7 @@ pub struct TestNode {
     root_mounted: bool,
     allowed: Mutex<Vec<String>>,
     env: Vec<(String, String)>,
+    zos: bool,
     cri: Option<Cri>,
     daemon: Option<Daemon>,
     busybox: OnceCell<String>,
@@ -223,8 +238,13 @@ impl TestNode {
     /// busybox-static is missing, or the pull fails.
     pub async fn busybox(&self) -> Result<String> {
         let pull = async || {
-            self.registry
-                .push("library/busybox", "1", images::busybox()?.build());
+            if self.zos {
+                let index = images::zos_busybox()?;
+                self.registry.push("library/busybox", "1", index);
+            } else {
+                let image = images::busybox()?.build();
+                self.registry.push("library/busybox", "1", image);
+            }
             let reference = self.registry.reference("library/busybox", "1");
             self.cri().pull(&reference).await?;
             Ok::<_, anyhow::Error>(reference)

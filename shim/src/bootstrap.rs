@@ -65,6 +65,7 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), StartError> {
     if is_alive(&socket) {
         return announce(&socket).map_err(call("print the address"));
     }
+    own_namespaces().map_err(call("enter namespaces of the pod's own"))?;
     let listener = listen(&socket).map_err(at("listen on", &socket))?;
     let log = bundle.join(LOG);
     let log_file = File::options()
@@ -91,6 +92,13 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), StartError> {
             announce(&socket).map_err(call("print the address"))
         }
     }
+}
+
+/// Where the daemon pins no namespaces for a pod, its monitor lives in them, and all that the monitor starts.
+fn own_namespaces() -> io::Result<()> {
+    let ipc = std::env::var_os("ZCRI_SHIM_NEW_IPC").is_some();
+    let hostname = std::env::var("ZCRI_SHIM_NEW_UTS").ok();
+    zcri_sys::namespace::enter_new(ipc, hostname.as_deref()).map_err(io::Error::other)
 }
 
 /// The life of the monitor.

@@ -12,6 +12,14 @@ pub(crate) struct Spec {
     annotations: Annotations,
     #[serde(default)]
     linux: Linux,
+    #[serde(default)]
+    zos: Zos,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Zos {
+    #[serde(default)]
+    namespaces: Vec<Namespace>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -61,6 +69,7 @@ impl Spec {
         self.linux
             .namespaces
             .iter()
+            .chain(&self.zos.namespaces)
             .any(|ns| ns.r#type == "pid" && ns.path.as_os_str().is_empty())
     }
 
@@ -112,6 +121,9 @@ mod tests {
         let spec: Spec = serde_json::from_str(r#"{"zos":{"namespaces":[]}}"#).unwrap();
         assert!(!spec.is_sandbox() && !spec.has_own_pid_namespace());
         assert_eq!(spec.cgroups_path(), None);
+        let spec: Spec =
+            serde_json::from_str(r#"{"zos":{"namespaces":[{"type":"pid"}]}}"#).unwrap();
+        assert!(spec.has_own_pid_namespace());
         let shared = r#"{"linux":{"namespaces":[{"type":"user","path":"/x"}]}}"#;
         assert_eq!(
             serde_json::from_str::<Spec>(shared)

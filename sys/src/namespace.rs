@@ -92,6 +92,29 @@ fn create_in_this_thread(wanted: &PodNamespaces) -> Result<()> {
     Ok(())
 }
 
+/// Puts the calling process into new IPC and UTS namespaces, as asked for: what it starts is in them too.
+///
+/// The process must have one thread, because a namespace belongs to a thread.
+///
+/// # Errors
+/// The kernel refused.
+pub fn enter_new(ipc: bool, hostname: Option<&str>) -> Result<()> {
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWIPC, ipc);
+    flags.set(UnshareFlags::NEWUTS, hostname.is_some());
+    if flags.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: the flags name no namespace whose change breaks other threads (no CLONE_FILES, CLONE_FS, CLONE_VM).
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+        .map_err(|e| Error::call("unshare namespaces", e))?;
+    match hostname {
+        Some(name) => rustix::system::sethostname(name.as_bytes())
+            .map_err(|e| Error::call("set the host name", e)),
+        None => Ok(()),
+    }
+}
+
 /// Pins the namespace `kind` ("pid", "net", ...) of a living process on `path`.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
+use zcri_config::WlmTarget;
 use zcri_image::Image;
 
 use super::config::{ContainerConfig, PidMode, Resources};
@@ -28,6 +29,7 @@ pub(crate) async fn prepare(
     config: ContainerConfig,
     wire: Vec<u8>,
 ) -> Result<Owned> {
+    let config = node.platform.adopt(&pod.config, config)?;
     let image = find_image(node, &config)?;
     let id = ContainerId::random();
     let record = ContainerRecord {
@@ -64,7 +66,7 @@ pub(crate) async fn prepare(
             node.records
                 .put_container(&record)
                 .map_err(|e| Error::node("record a container", e))?;
-            make_root(&node, &id, &lower)?;
+            make_root(&node, &id, &lower).map_err(|e| node.platform.explain(e))?;
             write_spec(&node, &pod, &id, &config, &image, &record)
         })
         .await
@@ -227,7 +229,8 @@ fn write_spec(
             container: &record.id,
         },
     };
-    let spec = spec::build(&input)?;
+    let wlm = node.platform.classify(&pod.config, config, &pod.handler);
+    let spec = node.platform.spec(&input, wlm.as_ref())?;
     save_spec(&bundle, &spec)?;
     if config.stdin {
         let stdin = bundle.join("stdin");
@@ -364,11 +367,21 @@ fn view_with(
         image_ref: record.image_ref.clone(),
         stop_signal: record.stop_signal.clone(),
         cgroup: record.cgroup.clone(),
+        wlm: wlm_of(node, &record.id),
         user: record.user.clone(),
         log,
         created_at_ns: record.created_at_ns,
         state,
     })
+}
+
+/// As the container was told when it was made: the rules may have changed since.
+fn wlm_of(node: &Node, id: &str) -> Option<WlmTarget> {
+    if !node.platform.has_workload_manager() {
+        return None;
+    }
+    let spec = std::fs::read(node.container_bundle(id).join("config.json")).ok()?;
+    spec::zos::wlm_of(&serde_json::from_slice(&spec).ok()?)
 }
 
 impl From<&ContainerState> for ContainerPhase {

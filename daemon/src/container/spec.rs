@@ -19,6 +19,7 @@ mod resources;
 mod seccomp;
 mod security;
 mod user;
+pub mod zos;
 
 use std::path::{Path, PathBuf};
 

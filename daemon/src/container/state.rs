@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use zcri_config::WlmTarget;
+
 use super::config::{ContainerConfig, Resources};
 use crate::error::{Error, Result};
 use crate::id::{ContainerId, PodId};
@@ -32,6 +34,8 @@ pub struct ContainerView {
     pub stop_signal: String,
     /// Its control group.
     pub cgroup: String,
+    /// What it is to the system's workload manager, where there is one.
+    pub wlm: Option<WlmTarget>,
     /// User id, group id and additional groups of its first process.
     pub user: (u32, u32, Vec<u32>),
     /// Its log, if it has one.

@@ -11,6 +11,7 @@ use super::convert;
 use super::filter::{id_matches, labels_match};
 use super::pods::required;
 use crate::container::config::{ContainerConfig, signal};
+use crate::container::spec;
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Error, Result};
 use crate::pod::{Pods, StopSignal};
@@ -234,7 +235,7 @@ fn container_status(view: &ContainerView) -> api::ContainerStatus {
         reason: exited.reason,
         message: exited.message,
         labels: view.config.labels.clone().into_iter().collect(),
-        annotations: view.config.annotations.clone().into_iter().collect(),
+        annotations: annotations(view),
         mounts: convert::mounts_to_proto(&view.config.mounts),
         log_path: view
             .log
@@ -251,13 +252,31 @@ fn container_status(view: &ContainerView) -> api::ContainerStatus {
     }
 }
 
+/// The annotations of the request, and on z/OS what the container is to the workload manager.
+fn annotations(view: &ContainerView) -> HashMap<String, String> {
+    let mut all: HashMap<_, _> = view.config.annotations.clone().into_iter().collect();
+    let wlm = view.wlm.clone().unwrap_or_default();
+    for (name, value) in [
+        (spec::zos::CLASS, wlm.class),
+        (spec::zos::QUALIFIER, wlm.qualifier),
+    ] {
+        all.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    all
+}
+
 /// What `crictl inspect` shows beside the status.
 async fn verbose(view: &ContainerView, handler: &str) -> HashMap<String, String> {
     let spec = tokio::fs::read(view.bundle.join("config.json"))
         .await
         .unwrap_or_default();
     let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
+    let wlm = view
+        .wlm
+        .as_ref()
+        .map(|wlm| serde_json::json!({ "serviceClass": wlm.class, "qualifier": wlm.qualifier }));
     let info = serde_json::json!({
+        "wlm": wlm,
         "sandboxID": view.pod_id.to_string(),
         "pid": view.state.pid().unwrap_or(0),
         "runtimeHandler": handler,

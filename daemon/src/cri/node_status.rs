@@ -27,6 +27,10 @@ pub(super) async fn runtime_config(
     pods: &Arc<Pods>,
     _: api::RuntimeConfigRequest,
 ) -> Result<api::RuntimeConfigResponse> {
+    if !pods.node().platform.has_limits() {
+        // No driver of control groups to agree on.
+        return Ok(api::RuntimeConfigResponse { linux: None });
+    }
     let driver = match pods.node().cgroup_driver {
         CgroupDriver::Cgroupfs => api::CgroupDriver::Cgroupfs,
         CgroupDriver::Systemd => api::CgroupDriver::Systemd,

@@ -22,6 +22,8 @@ fn code(error: &Error) -> Code {
         Error::Gone { .. } => Code::Aborted,
         Error::Image { source, .. } => image_code(source),
         Error::Shared(error) => code(error),
+        // Not PERMISSION_DENIED: it is the daemon that may not, not the caller.
+        Error::Authority { .. } => Code::Internal,
         Error::Network { .. } | Error::Runtime { .. } | Error::Node { .. } => {
             if error.is_out_of_space() {
                 Code::ResourceExhausted

@@ -13,7 +13,7 @@ use super::teardown;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
 use crate::node::{Node, blocking};
-use crate::runtime::{CreateRequest, Shim};
+use crate::runtime::{CreateRequest, Shim, ShimNamespaces};
 use crate::state::{PodPhase, PodRecord};
 
 /// A pod that could not be made.
@@ -50,6 +50,7 @@ pub(crate) async fn create(
         }
         .into());
     }
+    node.platform.check_pod(&config)?;
     let own_network = config.namespaces.network == PodScope::Pod;
     let mut record = PodRecord {
         id: id.to_string(),
@@ -103,11 +104,13 @@ async fn build(
     record: &mut PodRecord,
 ) -> Result<Shim> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
-    make_bundle(&files, config).await?;
+    make_bundle(node, &files, config).await?;
     // The shim needs nothing of the network and the network nothing of the shim.
     let shim = async {
-        let started = node.launcher.start(id.as_str(), &files.bundle).await;
-        started.map_err(|source| runtime_error("start the shim", id, source))
+        let own = own_namespaces(node, config)?;
+        let started = node.launcher.start(id.as_str(), &files.bundle, &own).await;
+        let failed = |source| runtime_error("start the shim", id, source);
+        started.map_err(|e| node.platform.explain(failed(e)))
     };
     let network = async {
         match config.namespaces.network {
@@ -124,7 +127,7 @@ async fn build(
     let (shim, addresses) = (shim?, addresses?);
     record.addresses = addresses;
     if config.namespaces.pid == PodPid::Pod {
-        record.init_pid = Some(start_init(&shim, id, &files, config).await?);
+        record.init_pid = Some(start_init(node, &shim, id, &files, config).await?);
     }
     record.phase = PodPhase::Ready;
     node.records
@@ -134,12 +137,16 @@ async fn build(
 }
 
 /// Directory, files, namespaces and `/dev/shm`.
-async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
+async fn make_bundle(node: &Node, files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
     let (files, config) = (files.clone(), config.clone());
+    let pins = node.platform.pins_namespaces();
     blocking(move || {
         files
             .write(&config)
             .map_err(|e| Error::node("write the files of a pod", e))?;
+        if !pins {
+            return Ok(());
+        }
         let scoped = |scope, kind| (scope == PodScope::Pod).then(|| files.namespace(kind));
         // A pod on the host's network has the host's name too, as everywhere in the field.
         let wanted = zcri_sys::namespace::PodNamespaces {
@@ -164,12 +171,33 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
     .await
 }
 
+/// The namespaces that the pod's shim has for the pod, where zcrid pins none.
+fn own_namespaces(node: &Node, config: &PodConfig) -> Result<ShimNamespaces> {
+    if node.platform.pins_namespaces() {
+        return Ok(ShimNamespaces::default());
+    }
+    let uts = config.namespaces.network == PodScope::Pod;
+    let hostname = host_name(config).map_err(|e| Error::node("read the host's name", e))?;
+    Ok(ShimNamespaces {
+        ipc: config.namespaces.ipc == PodScope::Pod,
+        hostname: uts.then_some(hostname),
+    })
+}
+
 /// Starts the init of the pod's shared PID namespace and pins that namespace.
-async fn start_init(shim: &Shim, id: &PodId, files: &PodFiles, config: &PodConfig) -> Result<u32> {
+async fn start_init(
+    node: &Node,
+    shim: &Shim,
+    id: &PodId,
+    files: &PodFiles,
+    config: &PodConfig,
+) -> Result<u32> {
     let namespace = |kind: &str, scope| {
         (scope == PodScope::Pod)
             .then(|| serde_json::json!({ "type": oci_name(kind), "path": files.namespace(kind) }))
     };
+    // Where the shim itself is in the pod's namespaces, its child has them anyway.
+    let pins = |_: &serde_json::Value| node.platform.pins_namespaces();
     let joined: Vec<_> = [
         namespace("net", config.namespaces.network),
         namespace("uts", config.namespaces.network),
@@ -177,6 +205,7 @@ async fn start_init(shim: &Shim, id: &PodId, files: &PodFiles, config: &PodConfi
     ]
     .into_iter()
     .flatten()
+    .filter(pins)
     .collect();
     let spec = serde_json::json!({
         "ociVersion": "1.0.2",

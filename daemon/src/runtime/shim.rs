@@ -108,6 +108,27 @@ impl From<ttrpc::Error> for ShimError {
     }
 }
 
+/// Namespaces that a shim makes for itself, and so for all that it starts. The default is none.
+#[derive(Debug, Clone, Default)]
+pub struct ShimNamespaces {
+    /// An IPC namespace.
+    pub ipc: bool,
+    /// A UTS namespace with this host name.
+    pub hostname: Option<String>,
+}
+
+impl ShimNamespaces {
+    /// How zcri-shim is told. By variables, because containerd's shims refuse flags that they do not know.
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        let ipc = self.ipc.then(|| ("ZCRI_SHIM_NEW_IPC", "1".to_owned()));
+        let uts = self
+            .hostname
+            .clone()
+            .map(|name| ("ZCRI_SHIM_NEW_UTS", name));
+        ipc.into_iter().chain(uts).collect()
+    }
+}
+
 /// Starts shims.
 #[derive(Debug, Clone)]
 pub struct ShimLauncher {
@@ -120,8 +141,14 @@ impl ShimLauncher {
     ///
     /// # Errors
     /// The program is missing or gave up; its words are in the error.
-    pub async fn start(&self, pod: &str, bundle: &Path) -> Result<Shim, ShimError> {
+    pub async fn start(
+        &self,
+        pod: &str,
+        bundle: &Path,
+        own: &ShimNamespaces,
+    ) -> Result<Shim, ShimError> {
         let output = tokio::process::Command::new(&self.program)
+            .envs(own.variables())
             .args(["-namespace", "zcri", "-id", pod, "-bundle"])
             .arg(bundle)
             .arg("start")

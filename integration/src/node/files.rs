@@ -9,6 +9,11 @@ use anyhow::{Context as _, Result};
 
 use super::slot::Slot;
 use crate::binaries;
+use crate::lpar::Service;
+use crate::zos_runc::{Settings, VARIABLE};
+
+/// `[wlm] class_annotation` at its default.
+const CLASS_ANNOTATION: &str = "zcri.io/wlm-service-class";
 
 /// Where the files of a node are.
 #[derive(Debug, Clone)]
@@ -105,6 +110,26 @@ impl Files {
             }
         }
         Ok(text)
+    }
+
+    /// Makes the node a z/OS node; gives the variable that tells `zos-runc` what it is like.
+    pub(super) fn write_zos(&self, slot: &Slot, service: &Service) -> Result<(String, String)> {
+        let settings = Settings {
+            runtime: binaries::system("runc", "runc")?,
+            cgroup_parent: slot.lpar_cgroup(),
+            class_annotation: CLASS_ANNOTATION.to_owned(),
+            classes: service.classes.clone(),
+            deny: service.deny.clone(),
+        };
+        let path = self.dir.join("etc/zos-runc.json");
+        fs::write(&path, serde_json::to_vec(&settings)?)?;
+        let program = binaries::ours("zos-runc")?;
+        let text = format!(
+            "[platform]\nkind = \"zos\"\n[runtime]\ndefault_handler = \"zos\"\n\
+             [runtime.handlers.zos]\npath = {program:?}\n"
+        );
+        fs::write(self.dir.join("etc/zcri.toml.d/40-zos.toml"), text)?;
+        Ok((VARIABLE.to_owned(), path.display().to_string()))
     }
 
     /// The program for crun. It refuses a machine on which both versions of cgroups have controllers; there, a wrapper

@@ -8,6 +8,8 @@ use rustix::fs::{FlockOperation, flock, statfs};
 
 /// Nodes that can run at the same time: one subnet each.
 const SLOTS: u8 = 250;
+/// Name below the slot's cgroup of what belongs to the emulation of z/OS.
+pub(crate) const LPAR_CGROUP: &str = "lpar";
 const LOCKS: &str = "/run/zcri-tests";
 /// `f_type` of tmpfs (statfs(2)).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -62,6 +64,11 @@ impl Slot {
     /// The daemon's state directory: short, for the socket paths in it.
     pub fn state(&self) -> PathBuf {
         Path::new("/run").join(self.name())
+    }
+
+    /// Parent of the control groups that stand for the address spaces of an emulated LPAR, one per sandbox.
+    pub fn lpar_cgroup(&self) -> String {
+        format!("/{}/{LPAR_CGROUP}", self.name())
     }
 
     /// The cgroup parent, below which each pod has one.

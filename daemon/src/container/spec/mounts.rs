@@ -73,6 +73,31 @@ fn unescaped(text: &str) -> String {
 /// First what every container has, without what the request covers; then the pod's files and the request's mounts
 /// together, parents before children, so that none hides another by accident.
 pub(super) fn mounts(input: &SpecInput<'_>) -> Result<Vec<OciMount>, SpecError> {
+    let mut files = pod_files(input);
+    files.push(shm(input));
+    assemble(input, defaults(input), files)
+}
+
+/// The same with other mounts that every container has, and without what only Linux knows: the request's binds are
+/// plain ones.
+pub(super) fn portable(
+    input: &SpecInput<'_>,
+    defaults: Vec<OciMount>,
+) -> Result<Vec<OciMount>, SpecError> {
+    let mut mounts = assemble(input, defaults, pod_files(input))?;
+    for mount in &mut mounts {
+        let plain = |option: &String| !option.starts_with("rpriv");
+        let options = mount.options().iter().flatten();
+        mount.set_options(Some(options.filter(|o| plain(o)).cloned().collect()));
+    }
+    Ok(mounts)
+}
+
+fn assemble(
+    input: &SpecInput<'_>,
+    defaults: Vec<OciMount>,
+    files: Vec<OciMount>,
+) -> Result<Vec<OciMount>, SpecError> {
     let mut wanted = Vec::new();
     for prepared in &input.host.mounts {
         wanted.push(bind(prepared)?);
@@ -83,11 +108,11 @@ pub(super) fn mounts(input: &SpecInput<'_>) -> Result<Vec<OciMount>, SpecError> 
             .iter()
             .any(|mount| target.starts_with(mount.destination()))
     };
-    let mut mounts: Vec<_> = defaults(input)
+    let mut mounts: Vec<_> = defaults
         .into_iter()
         .filter(|mount| !hidden(mount.destination()))
         .collect();
-    let mut bound: Vec<_> = pod_files(input)
+    let mut bound: Vec<_> = files
         .into_iter()
         .filter(|mount| !taken(mount.destination()))
         .collect();
@@ -185,25 +210,28 @@ fn pod_files(input: &SpecInput<'_>) -> Vec<OciMount> {
         bound.set_source(Some(source.to_owned()));
         bound
     };
+    vec![
+        file(&input.paths.resolv_conf, "/etc/resolv.conf"),
+        file(&input.paths.hostname, "/etc/hostname"),
+    ]
+}
+
+fn shm(input: &SpecInput<'_>) -> OciMount {
     let shm = match input.pod.namespaces.ipc {
         PodScope::Pod => input.paths.shm.as_path(),
         PodScope::Node => Path::new("/dev/shm"),
     };
-    let mut shm_mount = mount(
+    let mut mount = mount(
         "bind",
         "",
         "/dev/shm",
         &["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"],
     );
-    shm_mount.set_source(Some(shm.to_owned()));
-    vec![
-        file(&input.paths.resolv_conf, "/etc/resolv.conf"),
-        file(&input.paths.hostname, "/etc/hostname"),
-        shm_mount,
-    ]
+    mount.set_source(Some(shm.to_owned()));
+    mount
 }
 
-fn mount(kind: &str, source: &str, target: &str, options: &[&str]) -> OciMount {
+pub(super) fn mount(kind: &str, source: &str, target: &str, options: &[&str]) -> OciMount {
     let mut mount = OciMount::default();
     mount
         .set_typ(Some(kind.to_owned()))

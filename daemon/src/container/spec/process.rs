@@ -27,6 +27,18 @@ pub(super) fn process(
     capabilities: &ProcessCapabilities,
 ) -> Result<Process, SpecError> {
     let config = input.container;
+    let mut process = portable(input)?;
+    process
+        .set_capabilities(Some(capabilities.oci()))
+        .set_apparmor_profile(security::apparmor(&config.security, input.facts)?)
+        .set_selinux_label(security::selinux(&config.security, input.facts))
+        .set_oom_score_adj(Some(oom_score_adj(&config.resources, input.facts)));
+    Ok(process)
+}
+
+/// What a process has on every system.
+pub(super) fn portable(input: &SpecInput<'_>) -> Result<Process, SpecError> {
+    let config = input.container;
     let mut user = User::default();
     user.set_uid(input.user.uid)
         .set_gid(input.user.gid)
@@ -38,13 +50,10 @@ pub(super) fn process(
         .set_args(Some(args(input)?))
         .set_env(Some(env(input)?))
         .set_cwd(working_dir(input)?.into())
-        .set_capabilities(Some(capabilities.oci()))
+        .set_capabilities(None)
         // None of its own: the daemon's are inherited. Hard limits could not be raised everywhere.
         .set_rlimits(None)
-        .set_no_new_privileges(Some(config.security.no_new_privs))
-        .set_apparmor_profile(security::apparmor(&config.security, input.facts)?)
-        .set_selinux_label(security::selinux(&config.security, input.facts))
-        .set_oom_score_adj(Some(oom_score_adj(&config.resources, input.facts)));
+        .set_no_new_privileges(Some(config.security.no_new_privs));
     Ok(process)
 }
 

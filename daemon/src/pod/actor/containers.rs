@@ -101,11 +101,11 @@ impl Actor {
                 }
                 let exited = Exited::start_failed(Chain(&error).to_string());
                 set_exited(&self.node, owned, exited);
-                Err(Error::Runtime {
+                Err(self.node.platform.explain(Error::Runtime {
                     action: "start",
                     id: id_text,
                     source: Box::new(error),
-                })
+                }))
             }
         }
     }
@@ -276,6 +276,9 @@ impl Actor {
             .ok_or_else(|| Error::no_container(id))?;
         let merged = container::spec::merge_resources(&owned.view.resources, resources);
         match owned.view.state {
+            ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
+            // The record below is all there is to do.
+            _ if !self.node.platform.has_limits() => {}
             ContainerState::Running { .. } => {
                 let shim = self
                     .parts
@@ -295,7 +298,6 @@ impl Actor {
             ContainerState::Created => {
                 container::rewrite_resources(&self.node, &owned.view, &merged)?
             }
-            ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
         }
         owned.record.resources = (self.node.wire.encode_resources)(&merged);
         self.node

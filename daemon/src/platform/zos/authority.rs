@@ -1,0 +1,131 @@
+//! Which authority is missing when z/OS refuses a privileged call.
+//!
+//! "Operation not permitted" alone sends an operator through half of the security server. Each privileged call of the
+//! daemon, its shim and the OCI runtime needs a known SAF profile; the error names it.
+
+use crate::error::{Chain, Error};
+
+/// A privileged call by the words that the error's text has for it, and what to grant.
+struct Privilege {
+    /// Any of these in the text tells the call.
+    words: &'static [&'static str],
+    /// What to grant, and to whom.
+    grant: &'static str,
+}
+
+/// The first that fits is told. Sources: z/OS UNIX System Services Planning, "Namespaces in z/OS UNIX" and "Using
+/// UNIXPRIV class profiles"; Communications Server, SIOCSVIPA and EZB.MODDVIPA; zOSCP, "User ID requirements".
+const PRIVILEGES: &[Privilege] = &[
+    Privilege {
+        words: &["VIPA", "vipa"],
+        grant: "APF authorization of the plugin, and READ to EZB.MODDVIPA.sysname.tcpname in class SERVAUTH",
+    },
+    Privilege {
+        words: &["namespace", "unshare", "clone", "setns", "pivot_root"],
+        grant: "READ to CONTAINERS in class UNIXPRIV",
+    },
+    Privilege {
+        words: &["unmount", "mount"],
+        grant: "READ to SUPERUSER.FILESYS.MOUNT in class UNIXPRIV",
+    },
+    Privilege {
+        words: &["change the owner", "chown"],
+        grant: "READ to SUPERUSER.FILESYS.CHOWN in class UNIXPRIV",
+    },
+    Privilege {
+        words: &["extattr", "attribute"],
+        grant: "READ to BPX.FILEATTR.APF, BPX.FILEATTR.PROGCTL and BPX.FILEATTR.SHARELIB in class FACILITY",
+    },
+    Privilege {
+        words: &["setuid", "setgid", "setgroups", "seteuid"],
+        grant: "READ to BPX.DAEMON in class FACILITY",
+    },
+    Privilege {
+        words: &["kill", "signal"],
+        grant: "READ to SUPERUSER.PROCESS.KILL in class UNIXPRIV",
+    },
+];
+
+/// What is granted when the call is not known.
+const SUPERUSER: &str = "READ to BPX.SUPERUSER in class FACILITY, or UID(0)";
+
+/// How EPERM and EACCES are written: by Linux, by Go, and by z/OS's run-time library.
+const REFUSALS: &[&str] = &[
+    "operation not permitted",
+    "permission denied",
+    "edc5139i",
+    "edc5111i",
+    "eperm",
+    "eacces",
+];
+
+/// Adds to an error of missing authority what to grant; any other is left as it is.
+#[must_use]
+pub fn explain(error: Error) -> Error {
+    let text = Chain(&error).to_string();
+    match grant(&text) {
+        Some(grant) => Error::Authority {
+            grant,
+            source: Box::new(error),
+        },
+        None => error,
+    }
+}
+
+/// What to grant so that an operation that failed with this text succeeds; none when authority is not what was missing.
+#[must_use]
+pub fn grant(text: &str) -> Option<&'static str> {
+    let lower = text.to_ascii_lowercase();
+    if !REFUSALS.iter().any(|refusal| lower.contains(refusal)) {
+        return None;
+    }
+    let known = PRIVILEGES
+        .iter()
+        .find(|privilege| privilege.words.iter().any(|word| text.contains(word)));
+    Some(known.map_or(SUPERUSER, |privilege| privilege.grant))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_privileged_call_names_its_profile() {
+        for (text, profile) in [
+            (
+                "unshare namespaces: Operation not permitted (os error 1)",
+                "CONTAINERS",
+            ),
+            ("clone: EDC5139I Operation not permitted.", "CONTAINERS"),
+            (
+                "mount overlay on \"/x\": Operation not permitted",
+                "SUPERUSER.FILESYS.MOUNT",
+            ),
+            ("SIOCSVIPA: EPERM", "EZB.MODDVIPA"),
+            (
+                "chown /x: EDC5139I Operation not permitted.",
+                "SUPERUSER.FILESYS.CHOWN",
+            ),
+            (
+                "set attribute system.filetag: Permission denied",
+                "BPX.FILEATTR",
+            ),
+            ("setgroups: Operation not permitted", "BPX.DAEMON"),
+            ("kill 17: Operation not permitted", "SUPERUSER.PROCESS.KILL"),
+            ("open /dev/x: permission denied", "BPX.SUPERUSER"),
+        ] {
+            let grant = grant(text).unwrap();
+            assert!(grant.contains(profile), "{text}: {grant}");
+        }
+    }
+
+    #[test]
+    fn other_failures_are_left_alone() {
+        for text in [
+            "mount overlay on \"/x\": No such file or directory",
+            "unshare namespaces: ENOSPC",
+        ] {
+            assert_eq!(grant(text), None);
+        }
+    }
+}
