@@ -262,6 +262,21 @@ pub struct Network {
     pub conf_template: Option<PathBuf>,
     /// Whether plugins are told to collect what no pod needs.
     pub gc: Switch,
+    /// What keeps the networks of pods apart.
+    pub isolation: NetworkIsolation,
+    /// What plugins are told in place of the path of a network namespace; `{id}` is the sandbox's id. Not empty.
+    pub netns_token: String,
+}
+
+/// What keeps the networks of pods apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkIsolation {
+    /// As the platform has it.
+    Auto,
+    /// Each pod has a network namespace.
+    Namespace,
+    /// Pods share the node's TCP/IP stack, each with addresses of its own.
+    Stack,
 }
 
 /// What depends on the platform unless it is said.
@@ -297,6 +312,8 @@ impl Default for Network {
             plugin_timeout: Duration::from_secs(60),
             conf_template: None,
             gc: Switch::Auto,
+            isolation: NetworkIsolation::Auto,
+            netns_token: "zcri-{id}".to_owned(),
         }
     }
 }

@@ -4,7 +4,10 @@ use toml::Value;
 
 use crate::{
     config::{Api, Config, Image, Network, Runtime},
-    schema::{CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, PLATFORM_KINDS, SWITCHES},
+    schema::{
+        CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, NETWORK_ISOLATIONS,
+        PLATFORM_KINDS, SWITCHES,
+    },
 };
 
 type Row = (&'static str, Value);
@@ -118,6 +121,8 @@ fn network(network: &Network) -> Vec<Row> {
             optional(network.conf_template.as_ref().map(|p| p.display())),
         ),
         ("gc", word(SWITCHES, network.gc)),
+        ("isolation", word(NETWORK_ISOLATIONS, network.isolation)),
+        ("netns_token", text(&network.netns_token)),
     ]
 }
 

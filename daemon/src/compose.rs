@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use zcri_config::{CgroupManager, Config, HandlerType, PlatformKind};
+use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
 use zcri_sys::{cgroup, node as facts};
 
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
 use crate::images::Images;
-use crate::network::Network;
+use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
@@ -76,6 +76,14 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
                 .or(config.platform.kind == PlatformKind::Linux),
             &config.storage.root,
         ),
+        isolation: match config.network.isolation {
+            NetworkIsolation::Namespace => Isolation::Namespace,
+            NetworkIsolation::Stack => Isolation::Stack,
+            NetworkIsolation::Auto => match config.platform.kind {
+                PlatformKind::Linux => Isolation::Namespace,
+                PlatformKind::Zos => Isolation::Stack,
+            },
+        },
         images,
         facts: node_facts,
         cgroups,

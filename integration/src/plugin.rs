@@ -42,14 +42,18 @@ pub fn chain(node: &TestNode, plugin: Value) -> Result<()> {
     })
 }
 
-/// The node's chain is this plugin alone, in version 1.1.0 of the specification.
+/// The node's chain is this plugin alone, with these capabilities, in version 1.1.0 of the specification.
 ///
 /// # Errors
 /// The node has no configuration.
-pub fn only(node: &TestNode, plugin: &str) -> Result<()> {
+pub fn only(node: &TestNode, plugin: &str, capabilities: &[&str]) -> Result<()> {
+    let granted: serde_json::Map<_, _> = capabilities
+        .iter()
+        .map(|name| ((*name).to_owned(), json!(true)))
+        .collect();
     edit(node, |list| {
         list["cniVersion"] = json!("1.1.0");
-        list["plugins"] = json!([{ "type": plugin }]);
+        list["plugins"] = json!([{ "type": plugin, "capabilities": granted }]);
         Ok(())
     })
 }

@@ -89,6 +89,7 @@ fn picture(node: &Node, parts: &PodParts) -> PodView {
             Vec::new()
         },
         init_pid: parts.record.init_pid,
+        stack_cgroup: parts.record.stack_cgroup.clone(),
         bundle: node.pod_bundle(parts.id.as_str()),
         containers: parts
             .containers

@@ -317,6 +317,7 @@ mod tests {
             phase,
             addresses: Vec::new(),
             network_attached: false,
+            stack_cgroup: None,
             init_pid: None,
         };
         for boot in ["this", "before"] {
