@@ -8,6 +8,8 @@ mod error;
 pub mod fork;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
+pub mod netns;
 pub mod node;
 pub mod pod_init;
 pub mod process;
