@@ -3,6 +3,7 @@
 //! This is the only crate with `unsafe`. What it offers is safe to call, owns what it opens and names the
 //! path in every error.
 
+pub mod bpf;
 pub mod cgroup;
 mod error;
 pub mod fork;

@@ -1,6 +1,8 @@
 //! What makes an address active, and inactive again.
 
+mod host;
 mod netns;
+mod stack;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -121,7 +123,10 @@ pub trait Backend {
 pub fn open(config: &Config) -> Result<Box<dyn Backend>> {
     Ok(match &config.backend {
         BackendConfig::Netns { .. } => Box::new(netns::Netns::open(config)?),
-        BackendConfig::Stack { .. } | BackendConfig::Zos => {
+        BackendConfig::Stack { interface, confine } => {
+            Box::new(stack::Stack::open(config, interface, *confine)?)
+        }
+        BackendConfig::Zos => {
             return Err(crate::error::Error::Config {
                 key: "backend",
                 reason: "is not there yet".to_owned(),

@@ -17,6 +17,7 @@ mod node;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd as _,
     path::Path,
 };
 
@@ -24,12 +25,15 @@ use zcri_sys::{
     netlink::{
         self, Socket,
         message::Message,
-        route::{self, Address, Link, Mac, Matched, Route, VethEnd},
+        route::{self, Address, Link, Mac, Route, VethEnd},
     },
     netns::NetNs,
 };
 
-use super::{Attached, Attachment, Backend, Interface, OWNER, Remains};
+use super::{
+    Attached, Attachment, Backend, Interface, OWNER, Remains,
+    host::{self, EEXIST, ENODEV, errno, find_link, full_prefix},
+};
 use crate::{
     config::{BackendConfig, Config},
     error::{Error, Result},
@@ -102,7 +106,6 @@ impl Netns {
                 mac,
             },
         );
-        use std::os::fd::AsFd as _;
         let pair = route::new_veth(here, there, mtu, netns.as_fd());
         self.host
             .send_one("create a veth pair", pair)
@@ -230,7 +233,9 @@ impl Netns {
             };
         }
         for ip in node::SOMEWHERE {
-            if let Some(index) = self.matched(ip)?.and_then(|matched| matched.index) {
+            if let Some(index) =
+                host::matched(&mut self.host, ip)?.and_then(|matched| matched.index)
+            {
                 let mut link = None;
                 self.host
                     .ask("look at the uplink", route::get_link_by_index(index), |m| {
@@ -241,20 +246,6 @@ impl Netns {
             }
         }
         Ok(None)
-    }
-
-    /// The routing entry for an address, if there is one that leads anywhere.
-    fn matched(&mut self, ip: IpAddr) -> Result<Option<Matched>> {
-        let mut matched = None;
-        let answer = self.host.ask("match a route", route::match_route(ip), |m| {
-            matched = Matched::parse(m);
-        });
-        match answer {
-            Ok(()) => Ok(matched),
-            // No route, or one that refuses packets: a whole range is often routed to nowhere.
-            Err(e) if errno(&e).is_some_and(|e| NO_ROUTE.contains(&e)) => Ok(None),
-            Err(e) => Err(Error::system(format!("cannot look for a route to {ip}"))(e)),
-        }
     }
 
     fn remove_link(&mut self, link: &str) -> Result<bool> {
@@ -271,17 +262,7 @@ impl Netns {
 
 impl Backend for Netns {
     fn active(&mut self, ip: IpAddr) -> Result<Option<String>> {
-        let full = if ip.is_ipv4() { 32 } else { 128 };
-        let Some(matched) = self.matched(ip)? else {
-            return Ok(None);
-        };
-        Ok(if matched.local {
-            Some("on this host".to_owned())
-        } else if matched.prefix == full {
-            Some("behind a route of this host".to_owned())
-        } else {
-            None
-        })
+        host::active(&mut self.host, ip)
     }
 
     fn attach(&mut self, attachment: &Attachment<'_>, log: &Log) -> Result<Attached> {
@@ -353,7 +334,7 @@ impl Backend for Netns {
             return changed(format!("interface {name} of the host is down"));
         }
         for ip in attachment.addresses {
-            let matched = self.matched(*ip)?;
+            let matched = host::matched(&mut self.host, *ip)?;
             if !matched.is_some_and(|m| m.index == Some(link.index) && !m.local) {
                 return changed(format!("the host has no route to {ip} by {name}"));
             }
@@ -412,16 +393,6 @@ impl Backend for Netns {
     }
 }
 
-/// Kernel error numbers. Source: `asm-generic/errno.h`.
-const ENODEV: i32 = 19;
-const EEXIST: i32 = 17;
-const ENETUNREACH: i32 = 101;
-const NO_ROUTE: [i32; 4] = [ENETUNREACH, 113, 22, 13];
-
-fn errno(error: &zcri_sys::Error) -> Option<i32> {
-    error.io().and_then(netlink::errno)
-}
-
 fn link_name(key: &Key) -> String {
     format!("{PREFIX}{}", &key.digits()[..10])
 }
@@ -429,7 +400,7 @@ fn link_name(key: &Key) -> String {
 fn host_route(ip: IpAddr, index: u32) -> Route {
     Route {
         to: ip,
-        prefix: if ip.is_ipv4() { 32 } else { 128 },
+        prefix: full_prefix(ip),
         via: None,
         index,
         protocol: OWNER,
@@ -453,18 +424,6 @@ fn default_route(gateway: IpAddr, index: u32) -> Route {
 
 fn gateway(ip: IpAddr) -> IpAddr {
     if ip.is_ipv4() { GATEWAY_V4 } else { GATEWAY_V6 }
-}
-
-fn find_link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
-    let mut link = None;
-    let answer = socket.ask("look at an interface", route::get_link(name), |m| {
-        link = Link::parse(m);
-    });
-    match answer {
-        Ok(()) => Ok(link),
-        Err(e) if errno(&e) == Some(ENODEV) => Ok(None),
-        Err(e) => Err(Error::system(format!("cannot look at interface {name}"))(e)),
-    }
 }
 
 /// The pod's side, in its namespace.
@@ -500,7 +459,7 @@ fn pod_address(ip: IpAddr, index: u32) -> Address {
     Address {
         index,
         ip,
-        prefix: if ip.is_ipv4() { 32 } else { 128 },
+        prefix: full_prefix(ip),
         protocol: OWNER,
         deprecated: false,
     }
