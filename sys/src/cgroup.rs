@@ -94,6 +94,11 @@ impl Tree {
         }
     }
 
+    /// Mount point of the unified hierarchy, with controllers or (in a hybrid tree) without.
+    pub fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
     /// Whether the tree that has the controllers has this one.
     pub fn has_controller(&self, name: &str) -> bool {
         match self.version() {

@@ -3,11 +3,14 @@
 //! This is the only crate with `unsafe`. What it offers is safe to call, owns what it opens and names the
 //! path in every error.
 
+pub mod bpf;
 pub mod cgroup;
 mod error;
 pub mod fork;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
+pub mod netns;
 pub mod node;
 pub mod pod_init;
 pub mod process;
