@@ -434,9 +434,7 @@ fn stream_tls(section: &mut Section, faults: &mut Vec<Fault>) -> Option<StreamTl
         }),
         (Some(_), None) => alone("tls_cert_file", certificate_at, "tls_key_file"),
         (None, Some(_)) => alone("tls_key_file", key_at, "tls_cert_file"),
-        (None, None) if client_ca.is_some() => {
-            alone("tls_client_ca_file", ca_at, "tls_cert_file")
-        }
+        (None, None) if client_ca.is_some() => alone("tls_client_ca_file", ca_at, "tls_cert_file"),
         (None, None) => None,
     }
 }

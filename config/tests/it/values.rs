@@ -271,7 +271,11 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("stream", "base_url = \"http://a/b?c\"", "with a host"),
     ("stream", "tls_cert_file = \"/a\"", "without tls_key_file"),
     ("stream", "tls_key_file = \"/a\"", "without tls_cert_file"),
-    ("stream", "tls_client_ca_file = \"/a\"", "without tls_cert_file"),
+    (
+        "stream",
+        "tls_client_ca_file = \"/a\"",
+        "without tls_cert_file",
+    ),
     ("stream", "tls_min_version = \"1.1\"", "1.2"),
     ("stream", "idle_timeout_seconds = -1", "from 0 to"),
     ("metrics", "listen = \":9537\"", "address and port"),
