@@ -12,6 +12,7 @@ pub mod images;
 pub mod leaks;
 pub mod node;
 pub mod pod;
+pub mod stream_client;
 pub mod wait;
 
 pub use client::Cri;
