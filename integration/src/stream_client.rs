@@ -324,7 +324,10 @@ impl Remote {
     /// # Errors
     /// The server does not end the session, or without a status.
     pub async fn finish(mut self) -> Result<Finished> {
-        let read = async { while self.next().await?.is_some() {} anyhow::Ok(()) };
+        let read = async {
+            while self.next().await?.is_some() {}
+            anyhow::Ok(())
+        };
         tokio::time::timeout(crate::wait::PATIENCE, read)
             .await
             .context("the session does not end")??;
@@ -345,8 +348,10 @@ impl Remote {
                 Status::Failure(text)
             });
         }
-        let status: serde_json::Value = serde_json::from_slice(&self.seen.error)
-            .with_context(|| format!("the status {:?}", String::from_utf8_lossy(&self.seen.error)))?;
+        let status: serde_json::Value =
+            serde_json::from_slice(&self.seen.error).with_context(|| {
+                format!("the status {:?}", String::from_utf8_lossy(&self.seen.error))
+            })?;
         if status["status"] == "Success" {
             return Ok(Status::Code(0));
         }

@@ -41,10 +41,17 @@ async fn open(
 /// Programs in a container whose arguments hold `text`.
 async fn count(node: &TestNode, id: &str, text: &str) -> Result<usize> {
     let found = node
-        .exec(id, "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; echo; done 2>/dev/null")
+        .exec(
+            id,
+            "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; echo; done 2>/dev/null",
+        )
         .await?;
     // The program that looks has the text nowhere.
-    Ok(found.stdout.lines().filter(|line| line.contains(text)).count())
+    Ok(found
+        .stdout
+        .lines()
+        .filter(|line| line.contains(text))
+        .count())
 }
 
 async fn gone(node: &TestNode, id: &str, text: &str) -> Result<()> {
@@ -58,7 +65,11 @@ async fn gone(node: &TestNode, id: &str, text: &str) -> Result<()> {
 fn fifos(node: &TestNode, id: &str) -> Result<Vec<String>> {
     let bundle = node.files().state.join("containers").join(id);
     let mut found = zcri_integration::images::tree(&bundle.join("."))?;
-    found.retain(|path| ["exec-", "sync-", "attach-"].iter().any(|p| path.starts_with(p)));
+    found.retain(|path| {
+        ["exec-", "sync-", "attach-"]
+            .iter()
+            .any(|p| path.starts_with(p))
+    });
     Ok(found)
 }
 
@@ -72,14 +83,26 @@ async fn every_protocol_brings_output_and_the_end() -> Test {
     let node = TestNode::start().await?;
     let id = node.pod("p").await?.sleeper("c").await?;
     for transport in TRANSPORTS {
-        for (script, code) in [("echo out; echo err >&2", 0), ("echo out; echo err >&2; exit 7", 7)] {
+        for (script, code) in [
+            ("echo out; echo err >&2", 0),
+            ("echo out; echo err >&2; exit 7", 7),
+        ] {
             let session = open(&node, &id, script, transport, Streams::OUTPUT).await?;
-            let ended = session.finish().await.with_context(|| format!("{transport:?}"))?;
-            assert_eq!((ended.text().as_str(), ended.errors().as_str()), ("out\n", "err\n"), "{transport:?}");
+            let ended = session
+                .finish()
+                .await
+                .with_context(|| format!("{transport:?}"))?;
+            assert_eq!(
+                (ended.text().as_str(), ended.errors().as_str()),
+                ("out\n", "err\n"),
+                "{transport:?}"
+            );
             match ended.status {
                 Status::Code(seen) => assert_eq!(seen, code, "{transport:?}"),
                 // The elders have no place for a number.
-                Status::Failure(text) => ensure!(code == 7 && text.contains('7'), "{transport:?}: {text}"),
+                Status::Failure(text) => {
+                    ensure!(code == 7 && text.contains('7'), "{transport:?}: {text}")
+                }
             }
         }
     }
@@ -100,7 +123,10 @@ async fn every_exit_code_and_signal_is_told() -> Test {
         ("kill -TERM $$", 143),
     ] {
         for transport in [SPDY, WEBSOCKET] {
-            let ended = open(&node, &id, script, transport, Streams::OUTPUT).await?.finish().await?;
+            let ended = open(&node, &id, script, transport, Streams::OUTPUT)
+                .await?
+                .finish()
+                .await?;
             assert_eq!(ended.code()?, code, "{script} {transport:?}");
         }
     }
@@ -141,7 +167,11 @@ async fn much_goes_in_and_comes_out_unchanged() -> Test {
         let (sent, ended) = tokio::join!(send, session.finish());
         sent?;
         let ended = ended?;
-        ensure!(ended.stdout == noise, "{transport:?}: {} bytes", ended.stdout.len());
+        ensure!(
+            ended.stdout == noise,
+            "{transport:?}: {} bytes",
+            ended.stdout.len()
+        );
     }
     node.finish().await
 }
@@ -182,22 +212,40 @@ async fn a_size_told_at_once_is_the_size_at_the_start() -> Test {
         let session = open(&node, &id, "stty size", transport, Streams::TTY).await?;
         session.input.resize(132, 50).await?;
         let ended = session.finish().await?;
-        assert_eq!((ended.text().as_str(), ended.code()?), ("50 132\r\n", 0), "{transport:?}");
+        assert_eq!(
+            (ended.text().as_str(), ended.code()?),
+            ("50 132\r\n", 0),
+            "{transport:?}"
+        );
     }
     node.finish().await
 }
 
 #[tokio::test]
 async fn what_cannot_be_run_has_a_shells_code_and_the_runtimes_words() -> Test {
-    let node = TestNode::builder().allow_log("did not start").start().await?;
+    let node = TestNode::builder()
+        .allow_log("did not start")
+        .start()
+        .await?;
     let id = node.pod("p").await?.sleeper("c").await?;
     for transport in [SPDY, WEBSOCKET] {
-        for (program, code) in [("/no/such/program", 127), ("nosuchprogram", 127), ("/etc/passwd", 126)] {
+        for (program, code) in [
+            ("/no/such/program", 127),
+            ("nosuchprogram", 127),
+            ("/etc/passwd", 126),
+        ] {
             for streams in [Streams::OUTPUT, Streams::TTY] {
                 let url = node.cri().exec_url(&id, [program], streams).await?;
-                let ended = Remote::open(&url, transport, streams).await?.finish().await?;
+                let ended = Remote::open(&url, transport, streams)
+                    .await?
+                    .finish()
+                    .await?;
                 assert_eq!(ended.code()?, code, "{program} {transport:?} {ended:?}");
-                let said = if streams.tty { ended.text() } else { ended.errors() };
+                let said = if streams.tty {
+                    ended.text()
+                } else {
+                    ended.errors()
+                };
                 ensure!(said.contains(program), "{program} {transport:?} {ended:?}");
             }
         }
@@ -213,13 +261,23 @@ async fn the_last_bytes_come_and_a_holder_of_the_output_holds_nobody_up() -> Tes
     for transport in [SPDY, WEBSOCKET] {
         let script = "head -c 5000000 /dev/zero; echo last; sleep 8888 & exit 4";
         let start = Instant::now();
-        let ended = open(&node, &id, script, transport, Streams::OUTPUT).await?.finish().await?;
+        let ended = open(&node, &id, script, transport, Streams::OUTPUT)
+            .await?
+            .finish()
+            .await?;
         ensure!(ended.stdout.len() == 5_000_005 && ended.stdout.ends_with(b"last\n"));
         assert_eq!(ended.code()?, 4);
-        ensure!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+        ensure!(
+            start.elapsed() < Duration::from_secs(15),
+            "{:?}",
+            start.elapsed()
+        );
         // The same through a terminal, byte for byte but for the carriage return.
         let script = "stty -opost; head -c 500000 /dev/zero; echo last; exit 4";
-        let ended = open(&node, &id, script, transport, Streams::TTY).await?.finish().await?;
+        let ended = open(&node, &id, script, transport, Streams::TTY)
+            .await?
+            .finish()
+            .await?;
         ensure!(ended.stdout.len() == 500_005 && ended.stdout.ends_with(b"last\n"));
         assert_eq!(ended.code()?, 4);
     }
@@ -242,17 +300,31 @@ async fn a_slow_client_slows_its_own_command_only() -> Test {
         };
         // It comes to a stop, after what the buffers on the way hold.
         let mut before = 0;
-        wait::until("the command to wait for its client", wait::PATIENCE, async || {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let now = written().await?;
-            let stopped = now > 0 && now == before;
-            before = now;
-            Ok(stopped.then_some(()))
-        })
+        wait::until(
+            "the command to wait for its client",
+            wait::PATIENCE,
+            async || {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let now = written().await?;
+                let stopped = now > 0 && now == before;
+                before = now;
+                Ok(stopped.then_some(()))
+            },
+        )
         .await?;
-        ensure!(before < 300, "{before} times 100 kB were taken from a client that does not read");
+        ensure!(
+            before < 300,
+            "{before} times 100 kB were taken from a client that does not read"
+        );
         // Others do not notice.
-        let quick = open(&node, &id, "head -c 3000000 /dev/zero", transport, Streams::OUTPUT).await?;
+        let quick = open(
+            &node,
+            &id,
+            "head -c 3000000 /dev/zero",
+            transport,
+            Streams::OUTPUT,
+        )
+        .await?;
         assert_eq!(quick.finish().await?.stdout.len(), 3_000_000);
         // It goes on when it is read.
         while slow.seen.stdout.len() < 40_000_000 {
@@ -273,7 +345,8 @@ async fn a_client_that_vanishes_ends_its_command_with_all_that_descends_from_it(
     let before = descriptors(&node)?;
     for transport in [SPDY, WEBSOCKET] {
         for streams in [Streams::ALL, Streams::TTY] {
-            let script = "setsid sleep 7777 & (sleep 7777 &); sleep 7777 & echo up; cat; sleep 7777";
+            let script =
+                "setsid sleep 7777 & (sleep 7777 &); sleep 7777 & echo up; cat; sleep 7777";
             let mut session = open(&node, &id, script, transport, streams).await?;
             session.expect("up").await?;
             ensure!(count(&node, &id, "sleep 7777").await? >= 3);
@@ -298,31 +371,84 @@ async fn requests_are_checked() -> Test {
     let code = |result: std::result::Result<String, tonic::Status>| result.err().map(|s| s.code());
     let cmd = ["/bin/true"];
     let none = Streams::default();
-    let both = Streams { stderr: true, ..Streams::TTY };
-    assert_eq!(code(cri.exec_url("", cmd, Streams::OUTPUT).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.exec_url(&id, cmd, none).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.exec_url(&id, cmd, both).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.exec_url(&id, [""; 0], Streams::OUTPUT).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.exec_url("nobody", cmd, Streams::OUTPUT).await), Some(Code::NotFound));
-    assert_eq!(code(cri.attach_url(&id, none).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.attach_url(&id, both).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.attach_url("nobody", Streams::OUTPUT).await), Some(Code::NotFound));
-    assert_eq!(code(cri.port_forward_url("", &[80]).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.port_forward_url(&pod.id, &[0]).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.port_forward_url(&pod.id, &[65536]).await), Some(Code::InvalidArgument));
-    assert_eq!(code(cri.port_forward_url("nobody", &[80]).await), Some(Code::NotFound));
+    let both = Streams {
+        stderr: true,
+        ..Streams::TTY
+    };
+    assert_eq!(
+        code(cri.exec_url("", cmd, Streams::OUTPUT).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.exec_url(&id, cmd, none).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.exec_url(&id, cmd, both).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.exec_url(&id, [""; 0], Streams::OUTPUT).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.exec_url("nobody", cmd, Streams::OUTPUT).await),
+        Some(Code::NotFound)
+    );
+    assert_eq!(
+        code(cri.attach_url(&id, none).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.attach_url(&id, both).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.attach_url("nobody", Streams::OUTPUT).await),
+        Some(Code::NotFound)
+    );
+    assert_eq!(
+        code(cri.port_forward_url("", &[80]).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.port_forward_url(&pod.id, &[0]).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.port_forward_url(&pod.id, &[65536]).await),
+        Some(Code::InvalidArgument)
+    );
+    assert_eq!(
+        code(cri.port_forward_url("nobody", &[80]).await),
+        Some(Code::NotFound)
+    );
     let created = pod.create(&node.container_config("created").await?).await?;
-    assert_eq!(code(cri.exec_url(&created, cmd, Streams::OUTPUT).await), Some(Code::FailedPrecondition));
-    assert_eq!(code(cri.attach_url(&created, Streams::OUTPUT).await), Some(Code::FailedPrecondition));
+    assert_eq!(
+        code(cri.exec_url(&created, cmd, Streams::OUTPUT).await),
+        Some(Code::FailedPrecondition)
+    );
+    assert_eq!(
+        code(cri.attach_url(&created, Streams::OUTPUT).await),
+        Some(Code::FailedPrecondition)
+    );
     // Between the URL and its use the container ends.
     let exec = cri.exec_url(&id, cmd, Streams::OUTPUT).await?;
     let attach = cri.attach_url(&id, Streams::OUTPUT).await?;
     cri.stop(&id, 0).await?;
-    assert_eq!(code(cri.exec_url(&id, cmd, Streams::OUTPUT).await), Some(Code::FailedPrecondition));
+    assert_eq!(
+        code(cri.exec_url(&id, cmd, Streams::OUTPUT).await),
+        Some(Code::FailedPrecondition)
+    );
     for (url, transport) in [(exec, SPDY), (attach, WEBSOCKET)] {
-        let ended = Remote::open(&url, transport, Streams::OUTPUT).await?.finish().await?;
+        let ended = Remote::open(&url, transport, Streams::OUTPUT)
+            .await?
+            .finish()
+            .await?;
         match ended.status {
-            Status::Failure(text) => ensure!(text.contains("exited") && text.contains(&id), "{text}"),
+            Status::Failure(text) => {
+                ensure!(text.contains("exited") && text.contains(&id), "{text}")
+            }
             Status::Code(code) => anyhow::bail!("ended with {code}"),
         }
     }
@@ -333,16 +459,33 @@ async fn requests_are_checked() -> Test {
 async fn a_url_is_for_one_use_and_there_is_a_bound() -> Test {
     let node = TestNode::start().await?;
     let id = node.pod("p").await?.sleeper("c").await?;
-    let url = node.cri().exec_url(&id, ["/bin/true"], Streams::OUTPUT).await?;
-    assert_eq!(Remote::open(&url, SPDY, Streams::OUTPUT).await?.finish().await?.code()?, 0);
-    let again = Remote::open(&url, SPDY, Streams::OUTPUT).await.err().context("a second use")?;
+    let url = node
+        .cri()
+        .exec_url(&id, ["/bin/true"], Streams::OUTPUT)
+        .await?;
+    assert_eq!(
+        Remote::open(&url, SPDY, Streams::OUTPUT)
+            .await?
+            .finish()
+            .await?
+            .code()?,
+        0
+    );
+    let again = Remote::open(&url, SPDY, Streams::OUTPUT)
+        .await
+        .err()
+        .context("a second use")?;
     let refused = again.downcast::<Refused>()?;
     assert_eq!(refused.status, 404, "{refused}");
     let guess = format!("{}x", url);
     assert_eq!(get(&guess).await?, 404);
     let mut full = None;
     for _ in 0..5000 {
-        if let Err(status) = node.cri().exec_url(&id, ["/bin/true"], Streams::OUTPUT).await {
+        if let Err(status) = node
+            .cri()
+            .exec_url(&id, ["/bin/true"], Streams::OUTPUT)
+            .await
+        {
             full = Some(status.code());
             break;
         }
@@ -378,8 +521,19 @@ async fn many_sessions_at_once_leave_nothing() -> Test {
         let (node, id) = (&node, &id);
         async move {
             let transport = if n % 2 == 0 { SPDY } else { WEBSOCKET };
-            let streams = if n % 4 < 2 { Streams::ALL } else { Streams::TTY };
-            let mut session = open(node, id, &format!("read x; echo {n} $x; exit {n}"), transport, streams).await?;
+            let streams = if n % 4 < 2 {
+                Streams::ALL
+            } else {
+                Streams::TTY
+            };
+            let mut session = open(
+                node,
+                id,
+                &format!("read x; echo {n} $x; exit {n}"),
+                transport,
+                streams,
+            )
+            .await?;
             session.input.write(b"hello\n").await?;
             session.expect(&format!("{n} hello")).await?;
             let ended = session.finish().await?;
@@ -402,7 +556,14 @@ async fn a_daemon_that_stops_ends_its_sessions_and_their_commands() -> Test {
     let id = node.pod("p").await?.sleeper("c").await?;
     let mut sessions = Vec::new();
     for transport in [SPDY, WEBSOCKET] {
-        let mut session = open(&node, &id, "sleep 7777 & echo up; cat", transport, Streams::ALL).await?;
+        let mut session = open(
+            &node,
+            &id,
+            "sleep 7777 & echo up; cat",
+            transport,
+            Streams::ALL,
+        )
+        .await?;
         session.expect("up").await?;
         sessions.push(session);
     }
@@ -425,7 +586,14 @@ async fn commands_of_a_daemon_that_was_killed_are_ended_by_the_next() -> Test {
     let id = node.pod("p").await?.sleeper("c").await?;
     let mut sessions = Vec::new();
     for (transport, streams) in [(SPDY, Streams::ALL), (WEBSOCKET, Streams::TTY)] {
-        let mut session = open(&node, &id, "sleep 7777 & echo up; exec sleep 7777", transport, streams).await?;
+        let mut session = open(
+            &node,
+            &id,
+            "sleep 7777 & echo up; exec sleep 7777",
+            transport,
+            streams,
+        )
+        .await?;
         session.expect("up").await?;
         sessions.push(session);
     }

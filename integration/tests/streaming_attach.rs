@@ -23,7 +23,12 @@ async fn container(
     Ok((pod.start(&config).await?, config))
 }
 
-async fn attach(node: &TestNode, id: &str, transport: Transport, streams: Streams) -> Result<Remote> {
+async fn attach(
+    node: &TestNode,
+    id: &str,
+    transport: Transport,
+    streams: Streams,
+) -> Result<Remote> {
     let url = node.cri().attach_url(id, streams).await?;
     Remote::open(&url, transport, streams).await
 }
@@ -47,16 +52,31 @@ async fn clients_see_the_same_and_the_last_words_in_full() -> Test {
                       i=0; while test $i -lt 20000; do echo line $i; i=$((i+1)); done; echo last; exit 6";
         let (id, config) = container(&node, &pod, &format!("c{round}"), script, |_| ()).await?;
         wait::until("the first line", wait::PATIENCE, async || {
-            Ok(logged(&pod, &config).is_ok_and(|text| text == "early\n").then_some(()))
+            Ok(logged(&pod, &config)
+                .is_ok_and(|text| text == "early\n")
+                .then_some(()))
         })
         .await?;
         let first = attach(&node, &id, transport, Streams::OUTPUT).await?;
-        let second = attach(&node, &id, transport, Streams { stderr: false, ..Streams::OUTPUT }).await?;
+        let second = attach(
+            &node,
+            &id,
+            transport,
+            Streams {
+                stderr: false,
+                ..Streams::OUTPUT
+            },
+        )
+        .await?;
         node.exec(&id, "touch /tmp/go").await?;
         let (first, second) = tokio::join!(first.finish(), second.finish());
         let (first, second) = (first?, second?);
         let text = first.text();
-        ensure!(text.starts_with("line 0\n") && text.ends_with("line 19999\nlast\n"), "{} bytes", text.len());
+        ensure!(
+            text.starts_with("line 0\n") && text.ends_with("line 19999\nlast\n"),
+            "{} bytes",
+            text.len()
+        );
         assert_eq!(first.errors(), "err\n");
         assert_eq!(second.stdout, first.stdout);
         // The attachment went well, whatever became of the container.
@@ -73,7 +93,14 @@ async fn input_that_is_given_away_once_ends_with_its_first_client() -> Test {
     let pod = node.pod("p").await?;
     for (round, transport) in BOTH.into_iter().enumerate() {
         let once = |config: &mut ContainerConfig| (config.stdin, config.stdin_once) = (true, true);
-        let (id, _) = container(&node, &pod, &format!("a{round}"), "cat; echo end; exit 2", once).await?;
+        let (id, _) = container(
+            &node,
+            &pod,
+            &format!("a{round}"),
+            "cat; echo end; exit 2",
+            once,
+        )
+        .await?;
         let mut session = attach(&node, &id, transport, Streams::ALL).await?;
         session.input.write(b"hello\n").await?;
         session.expect("hello\n").await?;
@@ -170,7 +197,13 @@ async fn a_slow_client_loses_output_and_is_told_and_nobody_else_notices() -> Tes
         let quick = quick.finish().await?;
         assert_eq!(node.exited(&id).await?.exit_code, 0);
         let log = logged(&pod, &config)?;
-        assert_eq!((log.len(), log.ends_with("q\nend\n") || log.ends_with("qend\n")), (40_000_004, true));
+        assert_eq!(
+            (
+                log.len(),
+                log.ends_with("q\nend\n") || log.ends_with("qend\n")
+            ),
+            (40_000_004, true)
+        );
         let slow = slow.finish().await?;
         for (name, session) in [("slow", &slow), ("quick", &quick)] {
             let missing: usize = session
@@ -179,7 +212,12 @@ async fn a_slow_client_loses_output_and_is_told_and_nobody_else_notices() -> Tes
                 .skip(1)
                 .filter_map(|rest| rest.split(' ').next()?.parse::<usize>().ok())
                 .sum();
-            assert_eq!(session.stdout.len() + missing, 40_000_004, "{name}: {}", session.errors());
+            assert_eq!(
+                session.stdout.len() + missing,
+                40_000_004,
+                "{name}: {}",
+                session.errors()
+            );
             ensure!(name == "quick" || missing > 0, "nothing is missing");
         }
     }
@@ -191,16 +229,25 @@ async fn only_what_runs_can_be_attached_to() -> Test {
     let node = TestNode::start().await?;
     let pod = node.pod("p").await?;
     // Without a log.
-    let (id, _) = container(&node, &pod, "c", "echo unseen; until test -e /tmp/go; do sleep 0.01; done; echo seen", |config| {
-        config.log_path.clear();
-    })
+    let (id, _) = container(
+        &node,
+        &pod,
+        "c",
+        "echo unseen; until test -e /tmp/go; do sleep 0.01; done; echo seen",
+        |config| {
+            config.log_path.clear();
+        },
+    )
     .await?;
     let session = attach(&node, &id, SPDY, Streams::OUTPUT).await?;
     node.exec(&id, "touch /tmp/go").await?;
     ensure!(session.finish().await?.text().ends_with("seen\n"));
     node.exited(&id).await?;
     let refused = node.cri().attach_url(&id, Streams::OUTPUT).await.err();
-    assert_eq!(refused.map(|status| status.code()), Some(Code::FailedPrecondition));
+    assert_eq!(
+        refused.map(|status| status.code()),
+        Some(Code::FailedPrecondition)
+    );
     node.finish().await
 }
 
@@ -213,7 +260,9 @@ async fn a_daemon_that_dies_detaches_and_its_input_ends_with_it() -> Test {
         let cat = "cat; exit 5";
         let given = |config: &mut ContainerConfig| (config.stdin, config.stdin_once) = (true, true);
         once = container(&node, &pod, "once", cat, given).await?.0;
-        open = container(&node, &pod, "open", cat, |config| config.stdin = true).await?.0;
+        open = container(&node, &pod, "open", cat, |config| config.stdin = true)
+            .await?
+            .0;
         let mut sessions = Vec::new();
         for id in [&once, &open] {
             let mut session = attach(&node, id, WEBSOCKET, Streams::ALL).await?;

@@ -26,8 +26,13 @@ async fn serve(node: &TestNode, pod: &Pod<'_>) -> Result<()> {
     config.command = words(["/bin/sh", "-c", &script]);
     let id = pod.start(&config).await?;
     wait::until("the servers to listen", wait::PATIENCE, async || {
-        let listening = node.exec(&id, "cat /proc/net/tcp /proc/net/tcp6").await?.stdout;
-        let all = [ECHO, FOUR, SIX].iter().all(|port| listening.contains(&format!(":{port:04X} 0000")));
+        let listening = node
+            .exec(&id, "cat /proc/net/tcp /proc/net/tcp6")
+            .await?
+            .stdout;
+        let all = [ECHO, FOUR, SIX]
+            .iter()
+            .all(|port| listening.contains(&format!(":{port:04X} 0000")));
         Ok(all.then_some(()))
     })
     .await
@@ -50,12 +55,20 @@ async fn bytes_go_to_the_pod_and_back_by_every_protocol() -> Test {
         let four = forward.connect(FOUR).await?;
         let six = forward.connect(SIX).await?;
         forward.send(echo.data, b"hello\n").await?;
-        let seen = forward.read_until(echo.data, |seen| seen.ends_with(b"\n")).await?;
+        let seen = forward
+            .read_until(echo.data, |seen| seen.ends_with(b"\n"))
+            .await?;
         assert_eq!(seen, b"hello\n", "{by:?}");
         for web in [four, six] {
             forward.send(web.data, b"GET / HTTP/1.0\r\n\r\n").await?;
-            let seen = forward.read_until(web.data, |seen| seen.ends_with(b"page\n")).await?;
-            ensure!(seen.starts_with(b"HTTP/1."), "{by:?}: {}", String::from_utf8_lossy(&seen));
+            let seen = forward
+                .read_until(web.data, |seen| seen.ends_with(b"page\n"))
+                .await?;
+            ensure!(
+                seen.starts_with(b"HTTP/1."),
+                "{by:?}: {}",
+                String::from_utf8_lossy(&seen)
+            );
         }
     }
     node.finish().await
@@ -70,14 +83,32 @@ async fn a_refused_port_is_an_error_of_that_connection_only() -> Test {
         let mut forward = open(&node, &pod.id, by, &[]).await?;
         let echo = forward.connect(ECHO).await?;
         let closed = forward.connect(9).await?;
-        let seen = forward.read_until(closed.error, |seen| seen.ends_with(b"refused") || contains(seen, "refused")).await?;
-        ensure!(contains(&seen, "port 9 "), "{}", String::from_utf8_lossy(&seen));
+        let seen = forward
+            .read_until(closed.error, |seen| {
+                seen.ends_with(b"refused") || contains(seen, "refused")
+            })
+            .await?;
+        ensure!(
+            contains(&seen, "port 9 "),
+            "{}",
+            String::from_utf8_lossy(&seen)
+        );
         forward.send(echo.data, b"still here\n").await?;
-        assert_eq!(forward.read_until(echo.data, |seen| seen.ends_with(b"\n")).await?, b"still here\n");
+        assert_eq!(
+            forward
+                .read_until(echo.data, |seen| seen.ends_with(b"\n"))
+                .await?,
+            b"still here\n"
+        );
         // And new ones can be made.
         let next = forward.connect(ECHO).await?;
         forward.send(next.data, b"new\n").await?;
-        assert_eq!(forward.read_until(next.data, |seen| seen.ends_with(b"\n")).await?, b"new\n");
+        assert_eq!(
+            forward
+                .read_until(next.data, |seen| seen.ends_with(b"\n"))
+                .await?,
+            b"new\n"
+        );
     }
     node.finish().await
 }
@@ -119,7 +150,12 @@ async fn many_connections_share_a_session_and_end_apart() -> Test {
     }
     let (_, last) = ports[49];
     forward.send(last.data, b"bye\n").await?;
-    assert_eq!(forward.read_until(last.data, |seen| seen.ends_with(b"\n")).await?, b"bye\n");
+    assert_eq!(
+        forward
+            .read_until(last.data, |seen| seen.ends_with(b"\n"))
+            .await?,
+        b"bye\n"
+    );
     node.finish().await
 }
 
@@ -139,15 +175,24 @@ async fn a_large_transfer_is_unchanged() -> Test {
     }];
     let id = pod.start(&config).await?;
     wait::until("the web server", wait::PATIENCE, async || {
-        let listening = node.exec(&id, "cat /proc/net/tcp /proc/net/tcp6").await?.stdout;
+        let listening = node
+            .exec(&id, "cat /proc/net/tcp /proc/net/tcp6")
+            .await?
+            .stdout;
         Ok(listening.contains(":1F90 0000").then_some(()))
     })
     .await?;
     for by in [ForwardBy::Spdy, ForwardBy::Tunnel, ForwardBy::Channels] {
         let mut forward = open(&node, &pod.id, by, &[8080]).await?;
         let port = forward.connect(8080).await?;
-        forward.send(port.data, b"GET /noise HTTP/1.0\r\n\r\n").await?;
-        let seen = forward.read_until(port.data, |seen| seen.ends_with(&noise[noise.len() - 100..])).await?;
+        forward
+            .send(port.data, b"GET /noise HTTP/1.0\r\n\r\n")
+            .await?;
+        let seen = forward
+            .read_until(port.data, |seen| {
+                seen.ends_with(&noise[noise.len() - 100..])
+            })
+            .await?;
         ensure!(seen.ends_with(&noise), "{by:?}: {} bytes", seen.len());
     }
     node.finish().await
@@ -176,7 +221,12 @@ async fn a_pod_on_the_hosts_network_has_the_hosts_ports() -> Test {
     let mut forward = open(&node, &pod.id, ForwardBy::Spdy, &[port]).await?;
     let connection = forward.connect(port).await?;
     forward.send(connection.data, b"hello\n").await?;
-    assert_eq!(forward.read_until(connection.data, |seen| seen.len() == 6).await?, b"hello\n");
+    assert_eq!(
+        forward
+            .read_until(connection.data, |seen| seen.len() == 6)
+            .await?,
+        b"hello\n"
+    );
     node.finish().await
 }
 
@@ -185,12 +235,20 @@ async fn a_stopped_pod_has_no_ports() -> Test {
     let node = TestNode::start().await?;
     let pod = node.pod("p").await?;
     serve(&node, &pod).await?;
-    let url = node.cri().port_forward_url(&pod.id, &[i32::from(ECHO)]).await?;
+    let url = node
+        .cri()
+        .port_forward_url(&pod.id, &[i32::from(ECHO)])
+        .await?;
     let mut forward = Forward::open(&url, ForwardBy::Spdy).await?;
     node.cri().stop_pod(&pod.id).await?;
     let port = forward.connect(ECHO).await?;
-    forward.read_until(port.error, |seen| contains(seen, "not ready")).await?;
+    forward
+        .read_until(port.error, |seen| contains(seen, "not ready"))
+        .await?;
     let refused = node.cri().port_forward_url(&pod.id, &[]).await.err();
-    assert_eq!(refused.map(|status| status.code()), Some(Code::FailedPrecondition));
+    assert_eq!(
+        refused.map(|status| status.code()),
+        Some(Code::FailedPrecondition)
+    );
     node.finish().await
 }

@@ -50,7 +50,11 @@ pub(super) fn next_id(prefix: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
     Code(i32),
-    CannotStart { code: u8, message: String },
+    /// A command with a terminal, whose session began before it was started.
+    CannotStart {
+        code: u8,
+        message: String,
+    },
     Failed(String),
 }
 
@@ -58,7 +62,7 @@ impl End {
     fn result(self) -> Result<ExitStatus, SessionError> {
         match self {
             End::Code(code) => Ok(ExitStatus { code }),
-            End::CannotStart { code, message } => Err(SessionError::CannotStart { code, message }),
+            End::CannotStart { code, .. } => Ok(ExitStatus { code: code.into() }),
             End::Failed(message) => Err(SessionError::Internal { message }),
         }
     }
@@ -115,7 +119,13 @@ pub(crate) async fn exec(
     }
     let output = |pipe: Option<pipe::Receiver>| {
         let mut end = end.clone();
-        let over = async move { drop(end.wait_for(Option::is_some).await.map(|_| ())) };
+        let over = async move {
+            match end.wait_for(Option::is_some).await.as_deref() {
+                // The protocols have no other place for words about a command with a terminal: the session has begun.
+                Ok(Some(End::CannotStart { message, .. })) => format!("{message}\r\n"),
+                _ => String::new(),
+            }
+        };
         pipe.map(|pipe| -> Output { Box::new(fifo::FifoOutput::new(pipe, over)) })
     };
     Ok(Session {

@@ -167,7 +167,10 @@ impl Forward {
             match self.next().await? {
                 Some(Event::Data(of, bytes)) if of == channel => seen.extend_from_slice(&bytes),
                 Some(Event::Closed(of)) if of == channel => {
-                    bail!("channel {channel} ended: {:?}", String::from_utf8_lossy(&seen))
+                    bail!(
+                        "channel {channel} ended: {:?}",
+                        String::from_utf8_lossy(&seen)
+                    )
                 }
                 Some(_) => {}
                 None => bail!("the session ended: {:?}", String::from_utf8_lossy(&seen)),

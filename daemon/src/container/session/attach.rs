@@ -72,6 +72,7 @@ pub(crate) async fn attach(
             if detached.wait_for(|yes| *yes).await.is_err() {
                 std::future::pending::<()>().await;
             }
+            String::new()
         };
         pipe.map(|pipe| -> Output { Box::new(FifoOutput::new(pipe, over)) })
     };

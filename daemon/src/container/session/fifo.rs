@@ -85,11 +85,12 @@ fn failed(path: &Path, source: io::Error) -> Error {
     Error::node(format!("make the FIFO {}", path.display()), source)
 }
 
-/// An output of a process: ends with the FIFO, or, once `over` resolves, with what is in the FIFO then. A process
-/// elsewhere that holds it open does not delay that.
+/// An output of a process: ends with the FIFO, or, once `over` resolves, with what is in the FIFO then, and with what
+/// `over` gave behind that. A process elsewhere that holds it open does not delay that.
 pub(super) struct FifoOutput {
     pipe: pipe::Receiver,
-    over: Option<BoxFuture<'static, ()>>,
+    over: Option<BoxFuture<'static, String>>,
+    last_words: std::collections::VecDeque<u8>,
     /// What may still be read after that: what a pipe holds, and not what somebody goes on to put in.
     left: usize,
 }
@@ -97,11 +98,12 @@ pub(super) struct FifoOutput {
 impl FifoOutput {
     pub(super) fn new(
         pipe: pipe::Receiver,
-        over: impl Future<Output = ()> + Send + 'static,
+        over: impl Future<Output = String> + Send + 'static,
     ) -> Self {
         Self {
             pipe,
             over: Some(Box::pin(over)),
+            last_words: Default::default(),
             left: MOST_BYTES,
         }
     }
@@ -114,11 +116,12 @@ impl AsyncRead for FifoOutput {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if let Some(over) = &mut self.over {
-            let over = over.as_mut().poll(context);
-            if over.is_ready() {
-                self.over = None;
-            } else {
-                return Pin::new(&mut self.pipe).poll_read(context, buffer);
+            match over.as_mut().poll(context) {
+                Poll::Ready(words) => {
+                    self.over = None;
+                    self.last_words = words.into_bytes().into();
+                }
+                Poll::Pending => return Pin::new(&mut self.pipe).poll_read(context, buffer),
             }
         }
         // Past the runtime, which may not have been told yet what is in the pipe already.
@@ -126,6 +129,14 @@ impl AsyncRead for FifoOutput {
         let count = read_now(&self.pipe, buffer.initialize_unfilled_to(room))?;
         self.left -= count;
         buffer.advance(count);
+        if count == 0 {
+            // Nothing more is a read of nothing, which is the end.
+            let count = self.last_words.len().min(buffer.remaining());
+            let (words, _) = self.last_words.as_slices();
+            let count = count.min(words.len());
+            buffer.put_slice(words.get(..count).unwrap_or_default());
+            self.last_words.drain(..count);
+        }
         Poll::Ready(Ok(()))
     }
 }
