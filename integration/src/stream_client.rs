@@ -147,7 +147,7 @@ impl Finished {
 }
 
 enum Reader {
-    Spdy(spdy::Reader<TcpStream>),
+    Spdy(Box<spdy::Reader<TcpStream>>),
     WebSocket(websocket::Reader<TcpStream>),
 }
 
@@ -245,7 +245,11 @@ impl Remote {
                 for channel in streams.channels() {
                     reader.open(channel, stream_headers(channel)).await?;
                 }
-                (Reader::Spdy(reader), Writer::Spdy(writer), protocol)
+                (
+                    Reader::Spdy(Box::new(reader)),
+                    Writer::Spdy(writer),
+                    protocol,
+                )
             }
             Transport::WebSocket(protocol) => {
                 let socket = websocket::upgrade(url, protocol).await?;

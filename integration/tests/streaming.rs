@@ -423,6 +423,17 @@ async fn requests_are_checked() -> Test {
         code(cri.port_forward_url("nobody", &[80]).await),
         Some(Code::NotFound)
     );
+    node.finish().await
+}
+
+#[tokio::test]
+async fn what_does_not_run_has_no_session() -> Test {
+    let node = TestNode::start().await?;
+    let pod = node.pod("p").await?;
+    let id = pod.sleeper("c").await?;
+    let cri = node.cri();
+    let code = |result: std::result::Result<String, tonic::Status>| result.err().map(|s| s.code());
+    let cmd = ["/bin/true"];
     let created = pod.create(&node.container_config("created").await?).await?;
     assert_eq!(
         code(cri.exec_url(&created, cmd, Streams::OUTPUT).await),

@@ -31,7 +31,7 @@ pub struct Forward {
 }
 
 enum Reader {
-    Spdy(spdy::Reader<Boxed>, Arc<Mutex<spdy::Writer<Boxed>>>),
+    Spdy(Box<spdy::Reader<Boxed>>, Arc<Mutex<spdy::Writer<Boxed>>>),
     Channels(
         websocket::Reader<tokio::net::TcpStream>,
         Arc<Mutex<websocket::Writer<tokio::net::TcpStream>>>,
@@ -58,13 +58,13 @@ impl Forward {
                 let headers = [("X-Stream-Protocol-Version", "portforward.k8s.io")];
                 let socket: Boxed = Box::new(upgrade(url, "POST", "SPDY/3.1", &headers).await?);
                 let (reader, writer) = spdy::connect(socket);
-                Reader::Spdy(reader, writer)
+                Reader::Spdy(Box::new(reader), writer)
             }
             ForwardBy::Tunnel => {
                 let stream: Boxed =
                     Box::new(tunnel::open(url, "SPDY/3.1+portforward.k8s.io").await?);
                 let (reader, writer) = spdy::connect(stream);
-                Reader::Spdy(reader, writer)
+                Reader::Spdy(Box::new(reader), writer)
             }
             ForwardBy::Channels => {
                 let socket = websocket::upgrade(url, "v4.channel.k8s.io").await?;
