@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
+use http::header::{CONNECTION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -82,7 +82,6 @@ async fn handshake(
         std::future::ready(Ok::<_, Infallible>(response.unwrap_or_else(refuse)))
     });
     let connection = http1::Builder::new()
-        .keep_alive(false)
         .max_headers(MAX_REQUEST_HEADERS)
         .max_buf_size(MAX_REQUEST_HEAD)
         .serve_connection(TokioIo::new(transport), service);
@@ -159,6 +158,9 @@ fn refuse(refusal: Refusal) -> Response<Full<Bytes>> {
     tracing::debug!(status = %refusal.status, reason = refusal.message, "a streaming request is refused");
     let mut response = Response::new(Full::from(refusal.message + "\n"));
     *response.status_mut() = refusal.status;
+    // One request is what a connection is for. (Without keep-alive hyper would say so in the 101 too, where this
+    // header is the upgrade's.)
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     for (name, value) in refusal.headers {
         response
             .headers_mut()
