@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
+use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
 use zcri_sys::{cgroup, node as facts};
 
 use crate::container::spec::NodeFacts;
@@ -18,6 +20,7 @@ use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
 use crate::state::RecordStore;
 use crate::stats::LastReadings;
+use crate::streaming::Sessions;
 
 /// Threads for work that blocks (mounts, files, unpacking). Creation of pods is short work on them; a pull keeps a
 /// few busy for long, so that there must be more than pulls can take.
@@ -40,12 +43,43 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Before anybody is told that this process is ready for signals.
     let stop = told_to_stop()?;
     let pods = Pods::recover(node).await?;
+    let sessions = Sessions::new(pods.clone());
+    let streams = Arc::new(Server::bind(stream_config(&config.stream), sessions.clone()).await?);
     let listener = server::bind(&socket)?;
-    tracing::info!(socket = %socket.path.display(), version = env!("CARGO_PKG_VERSION"), "zcrid is serving");
+    tracing::info!(socket = %socket.path.display(), streams = %streams.local_addr(), version = env!("CARGO_PKG_VERSION"),
+        "zcrid is serving");
     notify(&[sd_notify::NotifyState::Ready]);
-    server::serve(Services::new(pods), listener, &socket, stop).await?;
+    let (end_streams, end_of_streams) = oneshot::channel::<()>();
+    let streaming = tokio::spawn({
+        let streams = streams.clone();
+        async move { streams.serve(async { drop(end_of_streams.await) }).await }
+    });
+    let served = server::serve(Services::new(pods, streams), listener, &socket, stop).await;
+    // No call gives out a URL any more: now the sessions, then the commands that they were about.
+    drop(end_streams);
+    streaming.await.context("serve sessions")?;
+    sessions.drain().await;
+    served?;
     tracing::info!("zcrid has stopped; pods go on");
     Ok(())
+}
+
+fn stream_config(stream: &zcri_config::Stream) -> ServerConfig {
+    ServerConfig {
+        address: stream.address,
+        port: stream.port,
+        tls: stream.tls.as_ref().map(|tls| TlsConfig {
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+            client_ca: tls.client_ca.clone(),
+            minimum_version: match tls.min_version {
+                zcri_config::TlsVersion::Tls12 => TlsVersion::Tls12,
+                zcri_config::TlsVersion::Tls13 => TlsVersion::Tls13,
+            },
+        }),
+        idle_timeout: stream.idle_timeout.unwrap_or_default(),
+        base_url: stream.base_url.clone(),
+    }
 }
 
 /// Builds the parts in the order in which they need each other.
