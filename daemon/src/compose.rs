@@ -11,13 +11,14 @@ use zcri_sys::{cgroup, node as facts};
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
+use crate::events::Events;
 use crate::images::Images;
 use crate::network::Network;
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
 use crate::state::RecordStore;
-use crate::stats::LastReadings;
+use crate::stats::Readers;
 
 /// Threads for work that blocks (mounts, files, unpacking). Creation of pods is short work on them; a pull keeps a
 /// few busy for long, so that there must be more than pulls can take.
@@ -43,7 +44,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let listener = server::bind(&socket)?;
     tracing::info!(socket = %socket.path.display(), version = env!("CARGO_PKG_VERSION"), "zcrid is serving");
     notify(&[sd_notify::NotifyState::Ready]);
-    server::serve(Services::new(pods), listener, &socket, stop).await?;
+    let stop = async {
+        stop.await;
+        // A subscription has no end of its own.
+        pods.node().events.close();
+    };
+    server::serve(Services::new(pods.clone()), listener, &socket, stop).await?;
     tracing::info!("zcrid has stopped; pods go on");
     Ok(())
 }
@@ -78,7 +84,8 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
-        last_readings: LastReadings::default(),
+        events: Events::default(),
+        readers: Readers::default(),
         wire: convert::WIRE_FORMAT,
     };
     for dir in [

@@ -6,15 +6,18 @@
 mod call;
 mod containers;
 pub mod convert;
+mod events;
 mod filter;
 mod image_service;
 mod images;
+mod metrics;
 mod node_status;
 mod pods;
 mod runtime_service;
 pub mod server;
 mod stats;
 mod status;
+mod streams;
 
 use std::sync::Arc;
 

@@ -106,7 +106,6 @@ pub(crate) async fn unmake(node: &Arc<Node>, id: &ContainerId) -> Result<()> {
         owner.discard(&bundle)?;
         owner.discard(&owner.overlay(id.as_str()))?;
         owner.images.release(id.as_str());
-        owner.last_readings.forget(&id);
         owner
             .records
             .remove_container(id.as_str())
@@ -368,6 +367,7 @@ fn view_with(
         log,
         created_at_ns: record.created_at_ns,
         state,
+        readings: Arc::default(),
     })
 }
 
