@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use zcri_config::{CgroupManager, Config, HandlerType, PlatformKind};
+use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
 use zcri_sys::{cgroup, node as facts};
 
 use crate::container::spec::NodeFacts;
@@ -13,7 +13,7 @@ use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
 use crate::events::Events;
 use crate::images::Images;
-use crate::network::Network;
+use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
@@ -74,7 +74,22 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         launcher: ShimLauncher {
             program: shim_program(config)?,
         },
-        network: Network::new(&config.network, &config.storage.root),
+        network: Network::new(
+            &config.network,
+            config
+                .network
+                .gc
+                .or(config.platform.kind == PlatformKind::Linux),
+            &config.storage.root,
+        ),
+        isolation: match config.network.isolation {
+            NetworkIsolation::Namespace => Isolation::Namespace,
+            NetworkIsolation::Stack => Isolation::Stack,
+            NetworkIsolation::Auto => match config.platform.kind {
+                PlatformKind::Linux => Isolation::Namespace,
+                PlatformKind::Zos => Isolation::Stack,
+            },
+        },
         images,
         facts: node_facts,
         cgroups,

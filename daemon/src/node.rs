@@ -9,7 +9,7 @@ use crate::container::spec::NodeFacts;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::images::Images;
-use crate::network::Network;
+use crate::network::{Isolation, Network};
 use crate::pod::config::PodConfig;
 use crate::runtime::{Handlers, ShimLauncher};
 use crate::state::RecordStore;
@@ -31,6 +31,8 @@ pub struct Node {
     pub launcher: ShimLauncher,
     /// Pod network.
     pub network: Network,
+    /// What keeps the networks of pods apart.
+    pub isolation: Isolation,
     /// Images.
     pub images: Images,
     /// Facts that decide what a container may have.

@@ -12,7 +12,13 @@ mod reading_tests;
 mod usage;
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::Timespec;
 
 use crate::{Error, Result};
 
@@ -33,6 +39,8 @@ pub enum Version {
 pub struct Tree {
     /// v1 mount points by controller name; empty on a pure v2 node.
     controllers: BTreeMap<String, PathBuf>,
+    /// v1 mount points without a controller (`name=systemd`): OCI runtimes make groups there too.
+    named: Vec<PathBuf>,
     /// Mount point of the v2 hierarchy, if there is one.
     unified: Option<PathBuf>,
 }
@@ -51,6 +59,7 @@ impl Tree {
     fn from_mountinfo(text: &str) -> Self {
         let mut tree = Tree {
             controllers: BTreeMap::new(),
+            named: Vec::new(),
             unified: None,
         };
         for line in text.lines() {
@@ -68,6 +77,9 @@ impl Tree {
                 }
                 Some("cgroup") => {
                     for option in right.nth(1).unwrap_or_default().split(',') {
+                        if option.starts_with("name=") {
+                            tree.named.push(point.into());
+                        }
                         tree.controllers
                             .entry(option.to_owned())
                             .or_insert_with(|| point.into());
@@ -91,6 +103,11 @@ impl Tree {
         } else {
             Version::V1
         }
+    }
+
+    /// Mount point of the unified hierarchy, with controllers or (in a hybrid tree) without.
+    pub fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
     }
 
     /// Whether the tree that has the controllers has this one.
@@ -133,10 +150,79 @@ impl Tree {
     /// Every directory that group `path` may have.
     fn dirs(&self, path: &str) -> impl Iterator<Item = PathBuf> {
         let relative = path.trim_start_matches('/').to_owned();
-        let mut roots: Vec<&PathBuf> = self.controllers.values().chain(&self.unified).collect();
+        let mut roots: Vec<&PathBuf> = self
+            .controllers
+            .values()
+            .chain(&self.named)
+            .chain(&self.unified)
+            .collect();
         roots.sort();
         roots.dedup();
         roots.into_iter().map(move |root| root.join(&relative))
+    }
+
+    /// Makes a group of the unified hierarchy, and those above it.
+    ///
+    /// # Errors
+    /// The unified hierarchy is not mounted, or it refused.
+    pub fn make_unified(&self, path: &str) -> Result<PathBuf> {
+        let dir = self.unified_dir(path)?;
+        std::fs::create_dir_all(&dir).map_err(|e| Error::path("make cgroup", &dir, e))?;
+        Ok(dir)
+    }
+
+    /// Moves a process with all its threads into a group of the unified hierarchy. What it starts later is there too.
+    ///
+    /// # Errors
+    /// The group or the process is not there.
+    pub fn join_unified(&self, path: &str, pid: u32) -> Result<()> {
+        let file = self.unified_dir(path)?.join("cgroup.procs");
+        std::fs::write(&file, pid.to_string()).map_err(|e| Error::path("write", file, e))
+    }
+
+    /// Kills all processes of a group of the unified hierarchy and of those below it, and waits until they are gone.
+    /// False when one is not within `patience`. A group that is not there is empty.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn end_unified(&self, path: &str, patience: Duration) -> Result<bool> {
+        let Ok(dir) = self.unified_dir(path) else {
+            return Ok(true);
+        };
+        match std::fs::write(dir.join("cgroup.kill"), "1") {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+            Err(e) => return Err(Error::path("kill cgroup", dir, e)),
+            Ok(()) => {}
+        }
+        let events = dir.join("cgroup.events");
+        let mut file = std::fs::File::open(&events).map_err(|e| Error::path("open", &events, e))?;
+        let until = Instant::now() + patience;
+        loop {
+            let mut text = String::new();
+            file.rewind()
+                .and_then(|()| file.read_to_string(&mut text))
+                .map_err(|e| Error::path("read", &events, e))?;
+            if text.lines().any(|line| line == "populated 0") {
+                return Ok(true);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let wait = Timespec::try_from(left).ok();
+            // The kernel tells of a change as of urgent data (cgroups(7), "cgroup.events").
+            let mut polled = [PollFd::new(&file, PollFlags::PRI)];
+            match poll(&mut polled, wait.as_ref()) {
+                Ok(0) => return Ok(false),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::path("wait for", events, errno)),
+            }
+        }
+    }
+
+    fn unified_dir(&self, path: &str) -> Result<PathBuf> {
+        let missing =
+            || std::io::Error::new(std::io::ErrorKind::NotFound, "cgroup2 is not mounted");
+        let root = self.unified.as_ref();
+        let root = root.ok_or_else(|| Error::path("find cgroup", path, missing()))?;
+        Ok(root.join(path.trim_start_matches('/')))
     }
 
     /// Removes an empty group in every hierarchy; one that is not there is no error.

@@ -129,9 +129,10 @@ fn cgroup_path(node: &Node, pod: &PodView, id: &ContainerId) -> String {
 }
 
 fn cgroups_path(node: &Node, pod: &PodView, id: &ContainerId) -> CgroupsPath {
-    let parent = match pod.config.cgroup_parent.as_str() {
-        "" => node.cgroup_parent.clone(),
-        given => given.to_owned(),
+    let parent = match (&pod.stack_cgroup, pod.config.cgroup_parent.as_str()) {
+        (Some(own), _) => own.clone(),
+        (None, "") => node.cgroup_parent.clone(),
+        (None, given) => given.to_owned(),
     };
     match node.cgroup_driver {
         CgroupDriver::Cgroupfs => CgroupsPath::Cgroupfs {
@@ -287,6 +288,7 @@ fn namespace_paths(
         }
     };
     Ok(NamespacePaths {
+        on_stack: pod.stack_cgroup.is_some(),
         network: own("net"),
         ipc: own("ipc"),
         uts: own("uts"),

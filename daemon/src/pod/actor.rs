@@ -93,6 +93,7 @@ fn picture(node: &Node, parts: &PodParts, revision: u64, readings: &Arc<Readings
             Vec::new()
         },
         init_pid: parts.record.init_pid,
+        stack_cgroup: parts.record.stack_cgroup.clone(),
         bundle: node.pod_bundle(parts.id.as_str()),
         containers: parts
             .containers

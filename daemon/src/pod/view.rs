@@ -26,6 +26,8 @@ pub struct PodView {
     pub addresses: Vec<String>,
     /// Process id of the init of its shared PID namespace.
     pub init_pid: Option<u32>,
+    /// Its control group, if it has no network namespace of its own and no node's network either.
+    pub stack_cgroup: Option<String>,
     /// Its directory.
     pub bundle: PathBuf,
     /// Its containers.
