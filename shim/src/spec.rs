@@ -77,7 +77,7 @@ impl Spec {
             .filter(|ns| !ns.path.as_os_str().is_empty())
         {
             match namespace.r#type.as_str() {
-                "network" | "ipc" | "uts" => paths.push(namespace.path.clone()),
+                "network" | "ipc" | "uts" | "user" => paths.push(namespace.path.clone()),
                 other => return Err(other.to_owned()),
             }
         }
@@ -112,13 +112,13 @@ mod tests {
         let spec: Spec = serde_json::from_str(r#"{"zos":{"namespaces":[]}}"#).unwrap();
         assert!(!spec.is_sandbox() && !spec.has_own_pid_namespace());
         assert_eq!(spec.cgroups_path(), None);
-        let shared = r#"{"linux":{"namespaces":[{"type":"user","path":"/x"}]}}"#;
+        let shared = r#"{"linux":{"namespaces":[{"type":"time","path":"/x"}]}}"#;
         assert_eq!(
             serde_json::from_str::<Spec>(shared)
                 .unwrap()
                 .namespaces_to_join()
                 .unwrap_err(),
-            "user"
+            "time"
         );
     }
 }
