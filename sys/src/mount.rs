@@ -113,12 +113,13 @@ fn overlay_by_options(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno>
     )
 }
 
-/// Mounts the pod's `/dev/shm`: a tmpfs of `bytes` that everyone may write to and nothing be executed from.
+/// Mounts the pod's `/dev/shm`: a tmpfs of `bytes` that everyone may write to and nothing be executed from, owned by
+/// a user and a group.
 ///
 /// # Errors
 /// The mount was refused.
-pub fn shm(target: &Path, bytes: u64) -> Result<()> {
-    let options = CString::new(format!("mode=1777,size={bytes}"))
+pub fn shm(target: &Path, bytes: u64, (uid, gid): (u32, u32)) -> Result<()> {
+    let options = CString::new(format!("mode=1777,size={bytes},uid={uid},gid={gid}"))
         .map_err(|e| Error::path("mount shm on", target, std::io::Error::from(e)))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("shm", target, "tmpfs", flags, options.as_c_str())

@@ -53,8 +53,10 @@ impl PodInit {
 
     fn user_namespace(&self) -> io::Result<Option<File>> {
         for path in &self.namespaces {
-            let file = File::open(path)?;
-            if is_user_namespace(&file)? {
+            // One that is not there is the init's to tell.
+            if let Ok(file) = File::open(path)
+                && is_user_namespace(&file)?
+            {
                 return Ok(Some(file));
             }
         }

@@ -5,6 +5,9 @@
 
 use std::sync::Arc;
 
+use zcri_sys::namespace::PodUserNamespace;
+use zcri_sys::namespace::user::IdMaps;
+
 use super::actor::{self, PodParts};
 use super::config::{PodConfig, PodPid, PodScope};
 use super::files::{PodFiles, host_name};
@@ -13,7 +16,7 @@ use super::teardown;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
 use crate::node::{Node, blocking};
-use crate::runtime::{CreateRequest, Shim};
+use crate::runtime::{CreateRequest, Handler, Shim};
 use crate::state::{PodPhase, PodRecord};
 
 /// A pod that could not be made.
@@ -41,15 +44,11 @@ pub(crate) async fn create(
     wire: Vec<u8>,
     handler: String,
 ) -> Result<PodHandle, Failed> {
-    let handler = node.handlers.get(&handler)?.name.clone();
+    let handler = node.handlers.get(&handler)?.clone();
     if config.namespaces.user.is_some() {
-        let reason = "user namespaces come with a later version".into();
-        return Err(Error::Unsupported {
-            what: "linux.security_context.namespace_options.userns_options",
-            reason,
-        }
-        .into());
+        check_user_namespace(&node, &handler, &config).await?;
     }
+    let handler = handler.name;
     let own_network = config.namespaces.network == PodScope::Pod;
     let mut record = PodRecord {
         id: id.to_string(),
@@ -94,6 +93,37 @@ pub(crate) async fn create(
             Err(Failed { error, remains })
         }
     }
+}
+
+/// Whether this node, the handler's runtime and the pod's other namespaces let it have a user namespace.
+async fn check_user_namespace(node: &Node, handler: &Handler, config: &PodConfig) -> Result<()> {
+    const OPTIONS: &str = "config.linux.security_context.namespace_options";
+    let refused = |reason: String| {
+        Err(Error::Unsupported {
+            what: "config.linux.security_context.namespace_options.userns_options",
+            reason,
+        })
+    };
+    if !node.facts.user_namespaces {
+        let reason = "this node has no user namespaces or no id-mapped mounts";
+        return refused(reason.into());
+    }
+    if !node.handlers.features(handler).await.user_namespaces() {
+        let reason = format!(
+            "the runtime of handler {:?} does not report user namespaces",
+            handler.name
+        );
+        return refused(reason);
+    }
+    // A namespace of the node gives no rights to a user of the pod's: neither proc nor mqueue could be mounted.
+    let namespaces = &config.namespaces;
+    if namespaces.pid == PodPid::Node {
+        return refused(format!("{OPTIONS}.pid is NODE"));
+    }
+    if namespaces.ipc == PodScope::Node {
+        return refused(format!("{OPTIONS}.ipc is NODE"));
+    }
+    Ok(())
 }
 
 async fn build(
@@ -146,6 +176,17 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
             net: scoped(config.namespaces.network, "net"),
             ipc: scoped(config.namespaces.ipc, "ipc"),
             uts: scoped(config.namespaces.network, "uts"),
+            user: config
+                .namespaces
+                .user
+                .as_ref()
+                .map(|user| PodUserNamespace {
+                    path: files.namespace("user"),
+                    maps: IdMaps {
+                        users: crate::container::id_ranges(&user.uids),
+                        groups: crate::container::id_ranges(&user.gids),
+                    },
+                }),
             hostname: Some(host_name(&config).map_err(|e| Error::node("read the host's name", e))?),
             sysctls: config
                 .sysctls
@@ -153,7 +194,7 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
         };
-        if wanted.net.is_some() || wanted.ipc.is_some() {
+        if wanted.net.is_some() || wanted.ipc.is_some() || wanted.user.is_some() {
             zcri_sys::namespace::create(&wanted)
                 .map_err(|e| Error::node("make the namespaces of a pod", e))?;
         }
@@ -170,7 +211,12 @@ async fn start_init(shim: &Shim, id: &PodId, files: &PodFiles, config: &PodConfi
         (scope == PodScope::Pod)
             .then(|| serde_json::json!({ "type": oci_name(kind), "path": files.namespace(kind) }))
     };
+    let user = match config.namespaces.user {
+        Some(_) => PodScope::Pod,
+        None => PodScope::Node,
+    };
     let joined: Vec<_> = [
+        namespace("user", user),
         namespace("net", config.namespaces.network),
         namespace("uts", config.namespaces.network),
         namespace("ipc", config.namespaces.ipc),
