@@ -4,7 +4,7 @@ use toml::Value;
 
 use crate::{
     config::{Api, Config, Image, Network, Runtime},
-    schema::{CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, PLATFORM_KINDS},
+    schema::{CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, PLATFORM_KINDS, SWITCHES},
 };
 
 type Row = (&'static str, Value);
@@ -113,6 +113,11 @@ fn network(network: &Network) -> Vec<Row> {
             "plugin_timeout_seconds",
             number(network.plugin_timeout.as_secs()),
         ),
+        (
+            "conf_template",
+            optional(network.conf_template.as_ref().map(|p| p.display())),
+        ),
+        ("gc", word(SWITCHES, network.gc)),
     ]
 }
 

@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use crate::{
     config::{
         Api, CgroupManager, Config, Handler, HandlerType, Image, Log, LogFormat, LogLevel, Metrics,
-        Network, Platform, PlatformKind, Runtime, Storage, Stream,
+        Network, Platform, PlatformKind, Runtime, Storage, Stream, Switch,
     },
     error::{ConfigError, Fault, Origin},
     read::{Section, absolute_path, array, integer, optional, parsed, printable, string, word},
@@ -22,6 +22,11 @@ pub(crate) const PLATFORM_KINDS: &[(&str, PlatformKind)] =
     &[("linux", PlatformKind::Linux), ("zos", PlatformKind::Zos)];
 pub(crate) const HANDLER_TYPES: &[(&str, HandlerType)] =
     &[("oci", HandlerType::Oci), ("shim", HandlerType::Shim)];
+pub(crate) const SWITCHES: &[(&str, Switch)] = &[
+    ("auto", Switch::Auto),
+    ("on", Switch::On),
+    ("off", Switch::Off),
+];
 pub(crate) const CGROUP_MANAGERS: &[(&str, CgroupManager)] = &[
     ("cgroupfs", CgroupManager::Cgroupfs),
     ("systemd", CgroupManager::Systemd),
@@ -293,6 +298,13 @@ fn network(mut section: Section, faults: &mut Vec<Fault>) -> Network {
         faults,
     );
     network.plugin_timeout = Duration::from_secs(seconds);
+    section.set(
+        "conf_template",
+        &mut network.conf_template,
+        optional(absolute_path),
+        faults,
+    );
+    section.set("gc", &mut network.gc, word(SWITCHES), faults);
     section.finish(faults);
     network
 }

@@ -70,7 +70,14 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         launcher: ShimLauncher {
             program: shim_program(config)?,
         },
-        network: Network::new(&config.network, &config.storage.root),
+        network: Network::new(
+            &config.network,
+            config
+                .network
+                .gc
+                .or(config.platform.kind == PlatformKind::Linux),
+            &config.storage.root,
+        ),
         images,
         facts: node_facts,
         cgroups,

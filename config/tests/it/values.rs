@@ -87,6 +87,8 @@ fn every_key_is_read() {
         conf_dir = "/c"
         plugin_dirs = ["/p", "/q"]
         plugin_timeout_seconds = 5
+        conf_template = "/t/10-pods.conflist"
+        gc = "off"
         [image]
         registries_conf = "/r"
         policy = "/p"
@@ -148,6 +150,11 @@ fn every_key_is_read() {
         [Path::new("/p"), Path::new("/q")]
     );
     assert_eq!(config.network.plugin_timeout.as_secs(), 5);
+    assert_eq!(
+        config.network.conf_template.as_deref(),
+        Some(Path::new("/t/10-pods.conflist"))
+    );
+    assert!(!config.network.gc.or(true));
     assert_eq!(config.image.auth_file.as_deref(), Some(Path::new("/auth")));
     assert_eq!(
         (
@@ -243,6 +250,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("network", "plugin_dirs = [\"/a:/b\"]", "\":\""),
     ("network", "plugin_dirs = \"/a\"", "array"),
     ("network", "plugin_timeout_seconds = 0", "from 1 to 3600"),
+    ("network", "gc = true", "auto"),
+    ("network", "conf_template = \"10.conflist\"", "absolute"),
     ("image", "pinned = [\"\"]", "name"),
     ("image", "max_parallel_layers = 65", "from 1 to 64"),
     ("image", "max_layer_bytes = 0", "from 1"),

@@ -40,18 +40,14 @@ pub(super) async fn runtime_config(
 }
 
 pub(super) async fn update_config(
-    _: &Arc<Pods>,
+    pods: &Arc<Pods>,
     request: api::UpdateRuntimeConfigRequest,
 ) -> Result<api::UpdateRuntimeConfigResponse> {
     let network = request
         .runtime_config
         .and_then(|config| config.network_config)
         .unwrap_or_default();
-    // The CNI configuration hands out addresses; a template that takes this range comes with the dvipa plugin.
-    tracing::info!(
-        pod_cidr = network.pod_cidr,
-        "the kubelet names the pods' address range"
-    );
+    pods.node().network.set_pod_cidr(&network.pod_cidr).await?;
     Ok(api::UpdateRuntimeConfigResponse {})
 }
 
@@ -67,7 +63,7 @@ pub(super) async fn status(
         node.network.problem().await,
     );
     let info = if request.verbose {
-        verbose(pods)
+        verbose(pods).await
     } else {
         HashMap::new()
     };
@@ -142,7 +138,7 @@ fn program_problem(path: &Path) -> Option<String> {
     }
 }
 
-fn verbose(pods: &Pods) -> HashMap<String, String> {
+async fn verbose(pods: &Pods) -> HashMap<String, String> {
     let node = pods.node();
     let config = serde_json::json!({
         "root": node.root,
@@ -152,5 +148,9 @@ fn verbose(pods: &Pods) -> HashMap<String, String> {
         "handlers": node.handlers.iter().map(|h| (h.name.clone(), h.path.clone())).collect::<HashMap<_, _>>(),
         "pods": pods.views().len(),
     });
-    HashMap::from([("config".to_owned(), config.to_string())])
+    let network = serde_json::to_string(&node.network.report().await).unwrap_or_default();
+    HashMap::from([
+        ("config".to_owned(), config.to_string()),
+        ("network".to_owned(), network),
+    ])
 }

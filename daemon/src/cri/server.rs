@@ -80,9 +80,11 @@ impl DirLock {
         };
         std::fs::create_dir_all(dir).map_err(fail("make", dir))?;
         let file = File::create(&lock).map_err(fail("open", &lock))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        // A lock of the process, which no child has: with flock(2), one that was just being started when its daemon was
+        // killed would hold on to it.
+        match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::Running {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Err(ServeError::Running {
                 dir: dir.into(),
                 lock,
             }),
