@@ -1,12 +1,14 @@
 //! The composition root: builds every concrete part from the configuration, serves, and shuts down in order.
 
-use std::path::PathBuf;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
-use zcri_sys::{cgroup, node as facts};
+use zcri_sys::namespace::user::{self, IdMaps, IdRange};
+use zcri_sys::{cgroup, mount, node as facts};
 
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
@@ -63,7 +65,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         );
     }
     let cgroups = cgroup::Tree::detect()?;
-    let node_facts = node_facts(&cgroups)?;
+    let node_facts = node_facts(&cgroups, &config.storage.root)?;
     let images = Images::open(config).await?;
     let node = Node {
         root: config.storage.root.clone(),
@@ -114,7 +116,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
     Ok(node)
 }
 
-fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
+fn node_facts(cgroups: &cgroup::Tree, root: &Path) -> anyhow::Result<NodeFacts> {
     let lowest = facts::lowest_oom_score_adj()?;
     if lowest > -1000 {
         tracing::info!(
@@ -129,9 +131,24 @@ fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
         seccomp: facts::has_seccomp(),
         apparmor: facts::security_module("apparmor"),
         selinux: facts::security_module("selinux"),
+        user_namespaces: has_user_namespaces(root),
         swap: cgroups.accounts_for_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),
     })
+}
+
+/// Found out by trying, on the file system that has the images: no table of kernels and file systems is ever whole.
+fn has_user_namespaces(root: &Path) -> bool {
+    let all = IdRange {
+        inside: 0,
+        outside: 1,
+        length: 1,
+    };
+    let maps = IdMaps {
+        users: vec![all],
+        groups: vec![all],
+    };
+    user::with_maps(&maps).is_ok_and(|namespace| mount::maps_ids(root, namespace.as_fd()))
 }
 
 fn handlers(config: &Config) -> Handlers {

@@ -23,7 +23,8 @@ pub(super) async fn create(
     request: api::CreateContainerRequest,
 ) -> Result<api::CreateContainerResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
-    let given = request.config.unwrap_or_default();
+    let mut given = request.config.unwrap_or_default();
+    name_mounted_images(pods, &mut given);
     let config = convert::container_config(&given)?;
     tracing::info!(
         name = config.name,
@@ -38,6 +39,16 @@ pub(super) async fn create(
     Ok(api::CreateContainerResponse {
         container_id: id.to_string(),
     })
+}
+
+/// Puts the ids of mounted images into the configuration, where statuses tell them (api.proto, ImageSpec.image_ref).
+fn name_mounted_images(pods: &Pods, config: &mut api::ContainerConfig) {
+    for image in config.mounts.iter_mut().filter_map(|m| m.image.as_mut()) {
+        // One that is not here is found missing when it is to be mounted.
+        if let Some(found) = pods.node().images.find(&image.image) {
+            image.image_ref = found.id.to_string();
+        }
+    }
 }
 
 pub(super) async fn start(

@@ -52,6 +52,7 @@ fn pod(
         state,
         addresses: Vec::new(),
         init_pid: None,
+        stack_cgroup: None,
         bundle: Default::default(),
         containers: containers
             .iter()

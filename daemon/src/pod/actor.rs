@@ -220,6 +220,10 @@ impl Actor {
         for id in running {
             self.end_container(&id).await?;
         }
+        // What was never started will not be: volumes must be free when their pod has stopped.
+        for owned in self.parts.containers.values() {
+            containers::release_mounts(&owned.view);
+        }
         self.detach_network().await?;
         teardown::stop_namespaces(&self.files(), &self.parts.record).await
     }
