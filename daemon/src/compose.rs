@@ -1,6 +1,7 @@
 //! The composition root: builds every concrete part from the configuration, serves, and shuts down in order.
 
-use std::path::PathBuf;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -8,18 +9,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
 use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
-use zcri_sys::{cgroup, node as facts};
+use zcri_sys::namespace::user::{self, IdMaps, IdRange};
+use zcri_sys::{cgroup, mount, node as facts};
 
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
+use crate::events::Events;
 use crate::images::Images;
 use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
 use crate::state::RecordStore;
-use crate::stats::LastReadings;
+use crate::stats::Readers;
 use crate::streaming::Sessions;
 
 /// Threads for work that blocks (mounts, files, unpacking). Creation of pods is short work on them; a pull keeps a
@@ -54,7 +57,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         let streams = streams.clone();
         async move { streams.serve(async { drop(end_of_streams.await) }).await }
     });
-    let served = server::serve(Services::new(pods, streams), listener, &socket, stop).await;
+    let stop = async {
+        stop.await;
+        // A subscription has no end of its own.
+        pods.node().events.close();
+    };
+    let services = Services::new(pods.clone(), streams);
+    let served = server::serve(services, listener, &socket, stop).await;
     // No call gives out a URL any more: now the sessions, then the commands that they were about.
     drop(end_streams);
     streaming.await.context("serve sessions")?;
@@ -91,7 +100,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         );
     }
     let cgroups = cgroup::Tree::detect()?;
-    let node_facts = node_facts(&cgroups)?;
+    let node_facts = node_facts(&cgroups, &config.storage.root)?;
     let images = Images::open(config).await?;
     let node = Node {
         root: config.storage.root.clone(),
@@ -127,7 +136,8 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
-        last_readings: LastReadings::default(),
+        events: Events::default(),
+        readers: Readers::default(),
         wire: convert::WIRE_FORMAT,
     };
     for dir in [
@@ -141,7 +151,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
     Ok(node)
 }
 
-fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
+fn node_facts(cgroups: &cgroup::Tree, root: &Path) -> anyhow::Result<NodeFacts> {
     let lowest = facts::lowest_oom_score_adj()?;
     if lowest > -1000 {
         tracing::info!(
@@ -156,9 +166,24 @@ fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
         seccomp: facts::has_seccomp(),
         apparmor: facts::security_module("apparmor"),
         selinux: facts::security_module("selinux"),
+        user_namespaces: has_user_namespaces(root),
         swap: cgroups.accounts_for_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),
     })
+}
+
+/// Found out by trying, on the file system that has the images: no table of kernels and file systems is ever whole.
+fn has_user_namespaces(root: &Path) -> bool {
+    let all = IdRange {
+        inside: 0,
+        outside: 1,
+        length: 1,
+    };
+    let maps = IdMaps {
+        users: vec![all],
+        groups: vec![all],
+    };
+    user::with_maps(&maps).is_ok_and(|namespace| mount::maps_ids(root, namespace.as_fd()))
 }
 
 fn handlers(config: &Config) -> Handlers {

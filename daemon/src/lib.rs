@@ -6,6 +6,7 @@ pub mod compose;
 pub mod container;
 pub mod cri;
 pub mod error;
+pub mod events;
 pub mod id;
 pub mod images;
 pub mod network;

@@ -6,12 +6,15 @@
 pub mod bpf;
 pub mod cgroup;
 mod error;
+pub mod filesystem;
 pub mod fork;
 pub mod mount;
 pub mod namespace;
+pub mod net_usage;
 pub mod netlink;
 pub mod netns;
 pub mod node;
+pub mod open_files;
 pub mod pod_init;
 pub mod process;
 pub mod signal;

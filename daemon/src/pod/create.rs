@@ -5,6 +5,9 @@
 
 use std::sync::Arc;
 
+use zcri_sys::namespace::PodUserNamespace;
+use zcri_sys::namespace::user::IdMaps;
+
 use super::actor::{self, PodParts};
 use super::config::{PodConfig, PodPid, PodScope, SysctlNamespace, sysctl_namespace};
 use super::files::{PodFiles, host_name};
@@ -14,7 +17,7 @@ use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
 use crate::network::{Isolation, Place, isolation};
 use crate::node::{Node, blocking};
-use crate::runtime::{CreateRequest, Shim};
+use crate::runtime::{CreateRequest, Handler, Shim};
 use crate::state::{PodPhase, PodRecord};
 
 /// A pod that could not be made.
@@ -42,15 +45,11 @@ pub(crate) async fn create(
     wire: Vec<u8>,
     handler: String,
 ) -> Result<PodHandle, Failed> {
-    let handler = node.handlers.get(&handler)?.name.clone();
+    let handler = node.handlers.get(&handler)?.clone();
     if config.namespaces.user.is_some() {
-        let reason = "user namespaces come with a later version".into();
-        return Err(Error::Unsupported {
-            what: "linux.security_context.namespace_options.userns_options",
-            reason,
-        }
-        .into());
+        check_user_namespace(&node, &handler, &config).await?;
     }
+    let handler = handler.name;
     let own_network = config.namespaces.network == PodScope::Pod;
     let on_stack = own_network && node.isolation == Isolation::Stack;
     if on_stack {
@@ -115,6 +114,37 @@ fn refuse_network_sysctls(config: &PodConfig) -> Result<()> {
     }
 }
 
+/// Whether this node, the handler's runtime and the pod's other namespaces let it have a user namespace.
+async fn check_user_namespace(node: &Node, handler: &Handler, config: &PodConfig) -> Result<()> {
+    const OPTIONS: &str = "config.linux.security_context.namespace_options";
+    let refused = |reason: String| {
+        Err(Error::Unsupported {
+            what: "config.linux.security_context.namespace_options.userns_options",
+            reason,
+        })
+    };
+    if !node.facts.user_namespaces {
+        let reason = "this node has no user namespaces or no id-mapped mounts";
+        return refused(reason.into());
+    }
+    if !node.handlers.features(handler).await.user_namespaces() {
+        let reason = format!(
+            "the runtime of handler {:?} does not report user namespaces",
+            handler.name
+        );
+        return refused(reason);
+    }
+    // A namespace of the node gives no rights to a user of the pod's: neither proc nor mqueue could be mounted.
+    let namespaces = &config.namespaces;
+    if namespaces.pid == PodPid::Node {
+        return refused(format!("{OPTIONS}.pid is NODE"));
+    }
+    if namespaces.ipc == PodScope::Node {
+        return refused(format!("{OPTIONS}.ipc is NODE"));
+    }
+    Ok(())
+}
+
 async fn build(
     node: &Node,
     id: &PodId,
@@ -175,6 +205,17 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>, on_stack: bool) 
             net: scoped(config.namespaces.network, "net").filter(|_| !on_stack),
             ipc: scoped(config.namespaces.ipc, "ipc"),
             uts: scoped(config.namespaces.network, "uts"),
+            user: config
+                .namespaces
+                .user
+                .as_ref()
+                .map(|user| PodUserNamespace {
+                    path: files.namespace("user"),
+                    maps: IdMaps {
+                        users: crate::container::id_ranges(&user.uids),
+                        groups: crate::container::id_ranges(&user.gids),
+                    },
+                }),
             hostname: Some(host_name(&config).map_err(|e| Error::node("read the host's name", e))?),
             sysctls: config
                 .sysctls
@@ -182,7 +223,11 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>, on_stack: bool) 
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
         };
-        if wanted.net.is_some() || wanted.ipc.is_some() || wanted.uts.is_some() {
+        if wanted.net.is_some()
+            || wanted.ipc.is_some()
+            || wanted.uts.is_some()
+            || wanted.user.is_some()
+        {
             zcri_sys::namespace::create(&wanted)
                 .map_err(|e| Error::node("make the namespaces of a pod", e))?;
         }
@@ -199,7 +244,12 @@ async fn start_init(shim: &Shim, id: &PodId, files: &PodFiles, config: &PodConfi
         (scope == PodScope::Pod)
             .then(|| serde_json::json!({ "type": oci_name(kind), "path": files.namespace(kind) }))
     };
+    let user = match config.namespaces.user {
+        Some(_) => PodScope::Pod,
+        None => PodScope::Node,
+    };
     let joined: Vec<_> = [
+        namespace("user", user),
         namespace("net", config.namespaces.network).filter(|_| files.namespace("net").exists()),
         namespace("uts", config.namespaces.network),
         namespace("ipc", config.namespaces.ipc),

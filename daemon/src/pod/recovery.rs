@@ -190,6 +190,12 @@ async fn recover_container(
     if let Err(error) = node.records.put_container(&record) {
         tracing::warn!(container = %id, error = %Chain(&error), "what was found is not recorded");
     }
+    if state != ContainerState::Created {
+        // The last daemon may have died between the start and this.
+        if let Err(error) = container::release_mounts(&view.bundle) {
+            tracing::warn!(container = %id, error = %Chain(&error), "mounts for its start are left");
+        }
+    }
     let view = Arc::new(ContainerView { state, ..view });
     Some((id, Owned { record, view }))
 }

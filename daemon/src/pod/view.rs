@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::config::PodConfig;
 use crate::container::ContainerView;
 use crate::id::{ContainerId, PodId};
+use crate::stats::Readings;
 
 /// A pod at one moment.
 #[derive(Debug, Clone)]
@@ -31,6 +32,10 @@ pub struct PodView {
     pub bundle: PathBuf,
     /// Its containers.
     pub containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+    /// Counts the pictures of this pod that were published before this one.
+    pub revision: u64,
+    /// What statistics remember of it.
+    pub readings: Arc<Readings>,
 }
 
 /// CRI knows two.

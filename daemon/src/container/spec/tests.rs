@@ -24,6 +24,7 @@ pub(super) fn facts() -> NodeFacts {
         seccomp: true,
         apparmor: false,
         selinux: false,
+        user_namespaces: true,
         swap: true,
         hugetlb: true,
     }
@@ -206,6 +207,7 @@ fn prepared(target: &str, propagation: Propagation, peers: Peers) -> PreparedMou
         mount,
         source: format!("/data{target}").into(),
         peers,
+        kept: Vec::new(),
     }
 }
 
