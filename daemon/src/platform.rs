@@ -15,6 +15,7 @@ use crate::container::config::ContainerConfig;
 use crate::container::spec::{self, SpecError, SpecInput};
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
+use crate::runtime::HandlerFeatures;
 
 pub use zos::Zos;
 
@@ -60,6 +61,17 @@ impl Platform {
         }
     }
 
+    /// Whether a runtime can run containers of this platform, as far as it says what it can.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with what it lacks.
+    pub fn check_runtime(&self, handler: &str, features: &HandlerFeatures) -> Result<()> {
+        match self {
+            Self::Linux => Ok(()),
+            Self::Zos(_) => zos::check_runtime(handler, features),
+        }
+    }
+
     /// A container's configuration with what it inherits from its pod.
     ///
     /// # Errors
@@ -92,6 +104,18 @@ impl Platform {
         match self {
             Self::Linux => cgroup::Tree::detect().map_err(|e| Error::node("find cgroups", e)),
             Self::Zos(_) => Ok(cgroup::Tree::none()),
+        }
+    }
+
+    /// The control groups to which pods on the node's stack are confined. z/OS needs none; an emulated LPAR, which is
+    /// a z/OS node on Linux, does.
+    #[must_use]
+    pub fn stack_groups(&self, cgroups: &cgroup::Tree) -> Option<cgroup::Tree> {
+        match self {
+            Self::Linux => Some(cgroups.clone()),
+            Self::Zos(_) => cgroup::Tree::detect()
+                .ok()
+                .filter(|tree| tree.unified().is_some()),
         }
     }
 

@@ -14,6 +14,7 @@ pub mod lpar;
 pub mod node;
 pub mod plugin;
 pub mod pod;
+pub mod stream_client;
 pub mod wait;
 pub mod zos_runc;
 

@@ -16,6 +16,7 @@ use crate::container::config::{
 use crate::container::spec::NodeFacts;
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
+use crate::runtime::HandlerFeatures;
 
 /// What the configuration says of a z/OS node.
 #[derive(Debug)]
@@ -76,6 +77,7 @@ pub(crate) fn facts(cgroups: &cgroup::Tree) -> NodeFacts {
         seccomp: false,
         apparmor: false,
         selinux: false,
+        user_namespaces: false,
         swap: false,
         hugetlb: false,
     }
@@ -111,6 +113,25 @@ pub(super) fn check_pod(config: &PodConfig) -> Result<()> {
         return refuse("config.linux.sysctls", "there are no sysctls");
     }
     Ok(())
+}
+
+/// See [`super::Platform::check_runtime`]. features.md has no place to announce `zos`, so that the newest version that a
+/// runtime takes has to tell; one that says nothing may be tried.
+pub(super) fn check_runtime(handler: &str, features: &HandlerFeatures) -> Result<()> {
+    let newest = features.newest_specification.as_str();
+    let parts = newest.split(['.', '-', '+']).map(str::parse);
+    let numbers: Vec<u64> = parts.map_while(std::result::Result::ok).collect();
+    if newest.is_empty() || numbers.as_slice() >= &[1, 2, 1][..] {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: "runtime_handler",
+        reason: format!(
+            "the runtime of handler {handler:?} takes version {newest} of the runtime specification at most, and \
+             containers of z/OS need {}",
+            crate::container::spec::zos::OCI_VERSION
+        ),
+    })
 }
 
 /// See [`super::Platform::adopt`].

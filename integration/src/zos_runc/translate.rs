@@ -29,12 +29,14 @@ const CAPABILITIES: [(&str, u32); 14] = [
 ];
 
 /// What the machine that stands for the LPAR can give.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Machine {
     /// Bit n for capability n.
     pub bounding: u64,
     /// Its own value, which it may not lower.
     pub oom_score_adj: i64,
+    /// The pod's group in the unified hierarchy, if its shim is in one: address spaces of a pod belong together.
+    pub group: Option<String>,
 }
 
 impl Machine {
@@ -52,8 +54,15 @@ impl Machine {
         Ok(Self {
             bounding: u64::from_str_radix(bounding.trim(), 16)?,
             oom_score_adj: oom.trim().parse()?,
+            group: group_of_pod(&std::fs::read_to_string("/proc/self/cgroup")?),
         })
     }
+}
+
+/// zcrid puts the shim of a pod on the node's stack into `<the pod's group>/shim`, and this runs in the same place.
+fn group_of_pod(cgroups: &str) -> Option<String> {
+    let unified = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    unified.strip_suffix("/shim").map(str::to_owned)
 }
 
 /// # Errors
@@ -81,7 +90,7 @@ pub(super) fn translate(
         "annotations": annotations,
         "linux": {
             "namespaces": spec["zos"]["namespaces"],
-            "cgroupsPath": cgroups_path(&annotations, id, settings),
+            "cgroupsPath": cgroups_path(&annotations, id, settings, machine),
             "resources": {
                 "devices": [{ "allow": false, "access": "rwm" }],
                 "cpu": { "shares": shares(&annotations, settings) },
@@ -105,7 +114,15 @@ fn capabilities(root: bool, bounding: u64) -> Value {
 
 /// Containers of a sandbox are in one group, which stands for what TCP/IP knows of a pod's address spaces: the plugin
 /// confines it to the pod's DVIPA.
-fn cgroups_path(annotations: &Map<String, Value>, id: &str, settings: &Settings) -> String {
+fn cgroups_path(
+    annotations: &Map<String, Value>,
+    id: &str,
+    settings: &Settings,
+    machine: &Machine,
+) -> String {
+    if let Some(group) = &machine.group {
+        return format!("{group}/{id}");
+    }
     let sandbox = annotations.get(SANDBOX).and_then(Value::as_str);
     let parent = settings.cgroup_parent.trim_end_matches('/');
     format!("{parent}/{}/{id}", sandbox.unwrap_or("no-sandbox"))
@@ -180,6 +197,7 @@ mod tests {
         let machine = Machine {
             bounding: 1,
             oom_score_adj: -5,
+            group: None,
         };
         let linux = translate(&spec, Path::new("/b"), "c1", &settings(), &machine).unwrap();
         assert!(linux.get("zos").is_none());
@@ -194,6 +212,20 @@ mod tests {
         let options = &linux["mounts"][0]["options"];
         assert_eq!(*options, json!(["nosuid", "mode=1755", "size=64m"]));
         assert_eq!(linux["mounts"][1]["destination"], "/dev/pts");
+    }
+
+    #[test]
+    fn a_container_stays_with_the_shim_of_its_pod() {
+        let group = group_of_pod("12:pids:/x\n0::/zt1/pod-a/zcri-1/shim\n");
+        assert_eq!(group.as_deref(), Some("/zt1/pod-a/zcri-1"));
+        assert_eq!(group_of_pod("0::/\n"), None);
+        let machine = Machine {
+            bounding: 0,
+            oom_score_adj: 0,
+            group,
+        };
+        let path = cgroups_path(&Map::new(), "c1", &settings(), &machine);
+        assert_eq!(path, "/zt1/pod-a/zcri-1/c1");
     }
 
     #[test]

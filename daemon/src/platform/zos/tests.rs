@@ -127,6 +127,21 @@ fn the_same_of_containers_with_devices_and_mounts() {
 }
 
 #[test]
+fn a_runtime_that_says_it_is_too_old_is_refused() {
+    let newest = |version: &str| HandlerFeatures {
+        newest_specification: version.into(),
+        ..HandlerFeatures::default()
+    };
+    for old in ["1.0.2-dev", "1.2.0", "1.1.0+dev", "garbage"] {
+        let refused = refused(check_runtime("runc", &newest(old)));
+        assert_eq!(refused, "runtime_handler", "{old}");
+    }
+    for fit in ["", "1.2.1", "1.3.0-rc.1", "2.0.0"] {
+        check_runtime("zos", &newest(fit)).unwrap();
+    }
+}
+
+#[test]
 fn a_silent_container_is_as_its_pod_and_one_that_speaks_is_not() {
     let pod = PodConfig {
         namespaces: PodNamespaces {

@@ -178,6 +178,7 @@ fn mounts_are_proc_a_tfs_for_dev_and_plain_binds() {
         },
         source: PathBuf::from("/u/data"),
         peers: Peers::Private,
+        kept: Vec::new(),
     }];
     let spec = case.spec();
     let mounts = spec["mounts"].as_array().unwrap();
