@@ -8,6 +8,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::lpar::{self, sysplex};
 use crate::node::{LPAR_CGROUP, Slot};
 
 /// Everything that is left of a node whose pods are removed and whose daemon has ended. Each line tells one thing.
@@ -34,6 +35,7 @@ pub fn audit(slot: &Slot) -> Vec<String> {
     note("address lease", leases(slot));
     note("interface", bridge_ports(slot));
     note("firewall rule", firewall(slot));
+    note("dynamic VIPA", lpar::vipas(slot));
     note("path", daemon_paths(slot));
     found
 }
@@ -62,6 +64,16 @@ pub fn daemon_paths(slot: &Slot) -> Vec<String> {
 /// Removes what a node left, so that the slot is clean for the next one. It goes on after every failure: the next
 /// audit tells what is still there.
 pub fn clear(slot: &Slot) {
+    power_off(slot);
+    let bridge = slot.name();
+    if Path::new("/sys/class/net").join(&bridge).exists() {
+        drop(Command::new("ip").args(["link", "del", &bridge]).output());
+    }
+    drop(std::fs::remove_dir_all(slot.dir()));
+}
+
+/// Ends everything of a node that runs or is in memory: what is left is what a failing machine has left on its disks.
+pub fn power_off(slot: &Slot) {
     for _ in 0..100 {
         let left = processes(slot);
         if left.is_empty() {
@@ -78,13 +90,8 @@ pub fn clear(slot: &Slot) {
     for dir in cgroup_dirs(slot) {
         drop(std::fs::remove_dir(dir));
     }
-    let bridge = slot.name();
-    if Path::new("/sys/class/net").join(&bridge).exists() {
-        drop(Command::new("ip").args(["link", "del", &bridge]).output());
-    }
-    for dir in [slot.dir(), slot.state()] {
-        drop(std::fs::remove_dir_all(dir));
-    }
+    sysplex::remove(&slot.name());
+    drop(std::fs::remove_dir_all(slot.state()));
 }
 
 /// Mount points below the slot's directories, the deepest first.

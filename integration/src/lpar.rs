@@ -1,14 +1,19 @@
 //! Emulated LPARs: what is like z/OS about a node, and several of them side by side as a sysplex.
 
+pub(crate) mod sysplex;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::TestNode;
-use crate::pod::pod_security;
+use crate::plugin;
+use crate::pod::{Pod, pod_security, words};
 use crate::v1::{ContainerStatusRequest, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use crate::zos_runc::Deny;
+
+pub use sysplex::{Lpar, Sysplex, vipas};
 
 /// What the system services of an emulated LPAR are like.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +31,22 @@ impl TestNode {
     /// As [`crate::Builder::start`].
     pub async fn start_zos() -> Result<Self> {
         Self::builder().zos(Service::default()).start().await
+    }
+
+    /// Starts an LPAR of a sysplex with its own VIPARANGE, for which dvipa has its backend for one shared stack.
+    ///
+    /// # Errors
+    /// As [`crate::Builder::start`].
+    pub async fn start_lpar(lpar: Lpar) -> Result<Self> {
+        let range = lpar.range();
+        let builder = Self::builder().zos(Service::default()).lpar(lpar);
+        let mut node = builder.prepare().await?;
+        let config = json!({
+            "backend": "stack", "interface": "lo", "stack": "TCPIP", "vipaRanges": [range],
+        });
+        plugin::dvipa(&node, config, &[])?;
+        node.start_daemon().await?;
+        Ok(node)
     }
 
     /// The configuration of a pod on the node's network, for what is not about networks.
@@ -51,6 +72,34 @@ impl TestNode {
         let info = answer.into_inner().info;
         let text = info.get("info").context("an answer without info")?;
         Ok(serde_json::from_str(text)?)
+    }
+
+    /// Starts a web server in a pod, on port 80 of any address, that says its name and who asked.
+    ///
+    /// # Errors
+    /// As the daemon says.
+    pub async fn serve(&self, pod: &Pod<'_>, says: &str) -> Result<String> {
+        let mut config = self.container_config("web").await?;
+        let script = format!(
+            "mkdir -p /www/cgi-bin && printf '#!/bin/sh\\necho\\necho {says} $REMOTE_ADDR\\n' > /www/cgi-bin/who && \
+             chmod 755 /www/cgi-bin/who && exec httpd -f -p 0.0.0.0:80 -h /www"
+        );
+        config.command = words(["/bin/sh", "-c", &script]);
+        pod.start(&config).await
+    }
+
+    /// What the server that [`TestNode::serve`] started at `address` tells a container of this node: its name, and the
+    /// address that it was asked from. None if it cannot be reached.
+    ///
+    /// # Errors
+    /// As the daemon says.
+    pub async fn ask(&self, container: &str, address: &str) -> Result<Option<(String, String)>> {
+        let script = format!("wget -q -T 1 -O - http://{address}/cgi-bin/who");
+        let output = self.exec(container, &script).await?;
+        let answer = output.stdout.trim().rsplit_once(' ');
+        Ok(answer
+            .filter(|_| output.code == 0)
+            .map(|(name, from)| (name.to_owned(), from.to_owned())))
     }
 }
 

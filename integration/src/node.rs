@@ -13,10 +13,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
 use zcri_test_registry::Registry;
 
 use crate::Test;
 use crate::client::Cri;
+use crate::lpar::{Lpar, sysplex};
 use crate::{binaries, images, leaks, lpar, wait};
 use daemon::Daemon;
 pub use files::Files;
@@ -37,9 +39,17 @@ pub struct Builder {
     env: Vec<(String, String)>,
     registry: Option<Registry>,
     zos: Option<lpar::Service>,
+    lpar: Option<Lpar>,
 }
 
 impl Builder {
+    /// The node has a TCP/IP stack of its own, in a sysplex.
+    #[must_use]
+    pub fn lpar(mut self, lpar: Lpar) -> Self {
+        self.lpar = Some(lpar);
+        self
+    }
+
     /// A z/OS node: the zos platform with `zos-runc` as its runtime, which is like this.
     #[must_use]
     pub fn zos(mut self, service: lpar::Service) -> Self {
@@ -135,22 +145,27 @@ impl Builder {
         if !self.no_cni {
             files.write_conflist(&slot)?;
         }
-        Ok(TestNode {
-            registry: match self.registry {
-                Some(registry) => registry,
-                None => Registry::start().await,
-            },
+        let registry = match self.registry {
+            Some(registry) => registry,
+            None => Registry::start().await,
+        };
+        let mut node = TestNode {
+            registry,
             root_mounted: self.root_size.is_some(),
             allowed: Mutex::new(self.allowed),
             env,
             zos: self.zos.is_some(),
+            lpar: self.lpar,
+            way_out: None,
             cri: None,
             daemon: None,
             busybox: OnceCell::new(),
             finished: false,
             files,
             slot,
-        })
+        };
+        node.start_stack().await?;
+        Ok(node)
     }
 }
 
@@ -165,6 +180,9 @@ pub struct TestNode {
     allowed: Mutex<Vec<String>>,
     env: Vec<(String, String)>,
     zos: bool,
+    lpar: Option<Lpar>,
+    /// The way to the registry from the node's own stack.
+    way_out: Option<JoinHandle<()>>,
     cri: Option<Cri>,
     daemon: Option<Daemon>,
     busybox: OnceCell<String>,
@@ -259,7 +277,8 @@ impl TestNode {
     pub async fn start_daemon(&mut self) -> Result<Duration> {
         ensure!(self.daemon.is_none(), "zcrid runs already");
         let start = Instant::now();
-        let (daemon, cri) = Daemon::start(&self.files, &self.env).await?;
+        let stack = sysplex::stack(&self.slot);
+        let (daemon, cri) = Daemon::start(&self.files, &self.env, stack).await?;
         (self.daemon, self.cri) = (Some(daemon), Some(cri));
         Ok(start.elapsed())
     }
@@ -271,6 +290,49 @@ impl TestNode {
     pub async fn kill_daemon(&mut self) -> Result<()> {
         let daemon = self.daemon.take().context("zcrid does not run")?;
         daemon.end(Signal::KILL, SHUTDOWN).await.map(drop)
+    }
+
+    async fn start_stack(&mut self) -> Result<()> {
+        let Some(lpar) = &self.lpar else {
+            return Ok(());
+        };
+        lpar.start_stack(&self.slot)?;
+        let way_out = sysplex::forward(&self.slot, self.registry.addr()).await?;
+        self.way_out = Some(way_out);
+        Ok(())
+    }
+
+    /// The LPAR fails: everything that runs on it ends at once, and its stack with all addresses is gone. Files stay,
+    /// but for those of the daemon's state, which are in memory.
+    ///
+    /// # Errors
+    /// Something goes on running.
+    pub async fn fail_lpar(&mut self) -> Result<()> {
+        let daemon = self.daemon.take().context("zcrid does not run")?;
+        daemon.end(Signal::KILL, SHUTDOWN).await?;
+        if let Some(way_out) = self.way_out.take() {
+            way_out.abort();
+        }
+        leaks::power_off(&self.slot);
+        Ok(std::fs::create_dir_all(&self.files.state)?)
+    }
+
+    /// The LPAR comes back: a new stack without dynamic VIPAs, and the daemon.
+    ///
+    /// # Errors
+    /// As [`TestNode::start_daemon`].
+    pub async fn ipl(&mut self) -> Result<()> {
+        self.start_stack().await?;
+        self.start_daemon().await.map(drop)
+    }
+
+    /// Cuts the LPAR off from all others, or undoes that.
+    ///
+    /// # Errors
+    /// It is in no sysplex.
+    pub fn cut_off(&self, cut: bool) -> Result<()> {
+        let lpar = self.lpar.as_ref().context("the node is in no sysplex")?;
+        lpar.cut_off(&self.slot, cut)
     }
 
     /// Ends the daemon with SIGTERM.
@@ -295,7 +357,7 @@ impl TestNode {
     /// # Errors
     /// It cannot be started, or does not end by itself.
     pub async fn run_second_daemon(&self) -> Result<(ExitStatus, String)> {
-        let mut command = daemon::command(&self.files, &self.env)?;
+        let mut command = daemon::command(&self.files, &self.env, sysplex::stack(&self.slot))?;
         command
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped());

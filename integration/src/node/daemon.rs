@@ -1,7 +1,7 @@
 //! The daemon's process: start, readiness, end, log.
 
 use std::fs::{self, OpenOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -25,9 +25,15 @@ pub(super) struct Daemon {
 
 impl Daemon {
     /// Starts the daemon and waits until it serves.
-    pub(super) async fn start(files: &Files, env: &[(String, String)]) -> Result<(Self, Cri)> {
+    pub(super) async fn start(
+        files: &Files,
+        env: &[(String, String)],
+        stack: Option<PathBuf>,
+    ) -> Result<(Self, Cri)> {
         let mut daemon = Self {
-            child: command(files, env)?.spawn().context("starting zcrid")?,
+            child: command(files, env, stack)?
+                .spawn()
+                .context("starting zcrid")?,
         };
         let ready = wait::until("zcrid to serve", wait::PATIENCE, async || {
             if let Some(status) = daemon.child.try_wait()? {
@@ -59,13 +65,29 @@ impl Daemon {
     }
 }
 
-/// The command of a daemon on these files, its output appended to the log. It dies with the harness.
-pub(super) fn command(files: &Files, env: &[(String, String)]) -> Result<Command> {
+/// The command of a daemon on these files, its output appended to the log, in the network namespace that is its stack
+/// if it has one of its own. It dies with the harness.
+pub(super) fn command(
+    files: &Files,
+    env: &[(String, String)],
+    stack: Option<PathBuf>,
+) -> Result<Command> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
         .open(&files.log)?;
-    let mut command = Command::new(binaries::ours("zcrid")?);
+    let program = binaries::ours("zcrid")?;
+    let mut command = match stack {
+        None => Command::new(program),
+        Some(stack) => {
+            // It becomes the program; `ip netns exec` would hide the control groups.
+            let mut command = Command::new(binaries::system("nsenter", "util-linux")?);
+            let mut net = std::ffi::OsString::from("--net=");
+            net.push(stack);
+            command.arg(net).arg(program);
+            command
+        }
+    };
     command
         .arg("--config")
         .arg(&files.config)
