@@ -19,10 +19,8 @@ async fn two() -> Result<(Sysplex, TestNode, TestNode)> {
 
 /// Asks until there is an answer: a server may still be starting.
 async fn answer(node: &TestNode, from: &str, to: &str) -> Result<(String, String)> {
-    wait::until("an answer", wait::PATIENCE, async || {
-        node.ask(from, to).await
-    })
-    .await
+    let what = format!("an answer from {to} to {from}");
+    wait::until(&what, wait::PATIENCE, async || node.ask(from, to).await).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -95,8 +95,10 @@ impl Lpar {
         remove(&name);
         ip(&format!("netns add {name}"))?;
         ip(&format!("-n {name} link set lo up"))?;
+        // The adapter's address outlives an IPL, as neighbours remember it.
+        let mac = format!("02:5a:43:52:00:{:02x}", self.number);
         ip(&format!(
-            "-n {plex} link add {name} type veth peer name eth0 netns {name}"
+            "-n {plex} link add {name} type veth peer name eth0 address {mac} netns {name}"
         ))?;
         ip(&format!("-n {plex} link set {name} master plex up"))?;
         let home = self.home();
