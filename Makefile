@@ -10,7 +10,7 @@ BENCH_PACKAGES := $(PACKAGES) containerd
 # Tests touch the kernel's namespaces, mounts and interfaces: more at a time than CPUs only queue.
 TEST_ARGS ?=
 
-.PHONY: all setup build demo test bench ci verify-units fmt fmt-check lint doc deny clean
+.PHONY: all setup build demo demo-lpar test bench ci verify-units fmt fmt-check lint doc deny clean
 
 all: build
 
@@ -25,6 +25,10 @@ build:
 
 demo: setup build
 	$(RELEASE)/cri-demo
+
+# Two emulated z/OS LPARs; see docs/zos-emulation.md.
+demo-lpar: setup build
+	$(RELEASE)/lpar-demo
 
 # The binaries first: the integration tests start them.
 test: setup

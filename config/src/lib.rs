@@ -14,6 +14,7 @@ mod check;
 mod config;
 mod error;
 mod platform;
+pub mod policy;
 mod read;
 pub mod registries;
 mod render;

@@ -51,6 +51,36 @@ async fn the_demo_shows_every_step_and_leaves_nothing() -> Test {
 }
 
 #[tokio::test]
+async fn the_demo_of_two_lpars_shows_every_step_and_leaves_nothing() -> Test {
+    let output = run(&mut Command::new(env!("CARGO_BIN_EXE_lpar-demo"))).await?;
+    let shown = text(&output);
+    ensure!(output.status.success(), "{shown}");
+    let steps = [
+        "VIPARANGE 10.91.1.248/29 ZCONTAINER",
+        "VIPARANGE 10.91.2.248/29 ZCONTAINER",
+        "pod-1a",
+        "pod-2b",
+        "no linux object: true",
+        "4 pods asked each other",
+        "LPAR 1 fails",
+        "LPAR 2",
+        "LPAR 1, IPL",
+        "pod-1a-again",
+        "4 pods asked each other",
+        "LPAR 1 ends",
+        "LPAR 2 ends",
+    ];
+    let mut rest = shown.as_str();
+    for step in steps {
+        let at = rest
+            .find(step)
+            .with_context(|| format!("{step:?} is missing, or not in its place: {shown}"))?;
+        rest = &rest[at..];
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_demo_without_its_daemon_fails_in_one_line() -> Test {
     let empty = tempfile::tempdir()?;
     let output =
