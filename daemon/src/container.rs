@@ -16,7 +16,7 @@ mod state;
 mod user_files;
 mod volumes;
 
-pub(crate) use create::{prepare, rewrite_resources, unmake, view_of};
+pub(crate) use create::{check_unified, prepare, rewrite_resources, unmake, view_of};
 pub use exec::{ExecOutput, exec_sync};
 pub(crate) use prepared::{ranges as id_ranges, release as release_mounts};
 pub use state::{ContainerState, ContainerView, Exited};

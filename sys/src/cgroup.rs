@@ -3,8 +3,12 @@
 //! The kind is read at run time. A hybrid tree (v1 controllers and a v2 hierarchy without them beside) counts as
 //! [`Version::V1`], because that is where the controllers are.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+pub use limits::Limits;
 
 use crate::{Error, Result};
 
