@@ -15,5 +15,6 @@ pub mod node;
 pub mod pod_init;
 pub mod process;
 pub mod signal;
+pub mod vipa;
 
 pub use error::{Error, Result};
