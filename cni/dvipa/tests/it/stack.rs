@@ -1,0 +1,1 @@
+//! Pods without a network namespace, confined by eBPF.
