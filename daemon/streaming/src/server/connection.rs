@@ -160,7 +160,9 @@ fn refuse(refusal: Refusal) -> Response<Full<Bytes>> {
     *response.status_mut() = refusal.status;
     // One request is what a connection is for. (Without keep-alive hyper would say so in the 101 too, where this
     // header is the upgrade's.)
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
     for (name, value) in refusal.headers {
         response
             .headers_mut()
