@@ -24,7 +24,7 @@ pub use check::Problem;
 pub use config::{
     Api, CgroupManager, Config, DEFAULT_PATH, Handler, HandlerType, Image, Log, LogFormat,
     LogLevel, Metrics, Network, NetworkIsolation, Platform, PlatformKind, Runtime, Storage, Stream,
-    Switch, default_toml,
+    StreamTls, Switch, TlsVersion, default_toml,
 };
 pub use error::{ConfigError, Fault, Origin};
 pub use platform::{ImagePlatform, OciPlatform};

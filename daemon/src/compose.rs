@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
+use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
 use zcri_sys::namespace::user::{self, IdMaps, IdRange};
 use zcri_sys::{cgroup, mount, node as facts};
 
@@ -23,6 +25,7 @@ use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
 use crate::state::RecordStore;
 use crate::stats::Readers;
+use crate::streaming::Sessions;
 
 /// Threads for work that blocks (mounts, files, unpacking). Creation of pods is short work on them; a pull keeps a
 /// few busy for long, so that there must be more than pulls can take.
@@ -45,20 +48,52 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Before anybody is told that this process is ready for signals.
     let stop = told_to_stop()?;
     let pods = Pods::recover(node).await?;
+    let sessions = Sessions::new(pods.clone());
+    let streams = Arc::new(Server::bind(stream_config(&config.stream), sessions.clone()).await?);
     let listener = server::bind(&socket)?;
-    tracing::info!(socket = %socket.path.display(), version = env!("CARGO_PKG_VERSION"), "zcrid is serving");
+    tracing::info!(socket = %socket.path.display(), streams = %streams.local_addr(), version = env!("CARGO_PKG_VERSION"),
+        "zcrid is serving");
     notify(&[sd_notify::NotifyState::Ready]);
     let node = pods.node().clone();
     // So that the first pod and the first status need not wait for it.
     tokio::spawn(async move { node.handlers.ask_all().await });
+    let (end_streams, end_of_streams) = oneshot::channel::<()>();
+    let streaming = tokio::spawn({
+        let streams = streams.clone();
+        async move { streams.serve(async { drop(end_of_streams.await) }).await }
+    });
     let stop = async {
         stop.await;
         // A subscription has no end of its own.
         pods.node().events.close();
     };
-    server::serve(Services::new(pods.clone()), listener, &socket, stop).await?;
+    let services = Services::new(pods.clone(), streams);
+    let served = server::serve(services, listener, &socket, stop).await;
+    // No call gives out a URL any more: now the sessions, then the commands that they were about.
+    drop(end_streams);
+    streaming.await.context("serve sessions")?;
+    sessions.drain().await;
+    served?;
     tracing::info!("zcrid has stopped; pods go on");
     Ok(())
+}
+
+fn stream_config(stream: &zcri_config::Stream) -> ServerConfig {
+    ServerConfig {
+        address: stream.address,
+        port: stream.port,
+        tls: stream.tls.as_ref().map(|tls| TlsConfig {
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+            client_ca: tls.client_ca.clone(),
+            minimum_version: match tls.min_version {
+                zcri_config::TlsVersion::Tls12 => TlsVersion::Tls12,
+                zcri_config::TlsVersion::Tls13 => TlsVersion::Tls13,
+            },
+        }),
+        idle_timeout: stream.idle_timeout.unwrap_or_default(),
+        base_url: stream.base_url.clone(),
+    }
 }
 
 /// Builds the parts in the order in which they need each other.

@@ -17,4 +17,5 @@ pub mod pod;
 pub mod runtime;
 pub mod state;
 pub mod stats;
+pub mod streaming;
 mod time;

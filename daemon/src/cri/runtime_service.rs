@@ -6,7 +6,7 @@ use zcri_proto::v1::{self as api};
 
 use super::call::{change, look, span};
 use super::streams::{self, Streamed};
-use super::{Services, containers, events, metrics, node_status, pods, stats};
+use super::{Services, containers, events, metrics, node_status, pods, stats, streaming};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -42,7 +42,6 @@ fn none<T>(_: &T) -> &str {
     ""
 }
 
-const STREAMING: &str = "the streaming server comes with a later version";
 const LATER: &str = "it comes with a later version";
 
 #[tonic::async_trait]
@@ -259,19 +258,28 @@ impl RuntimeService for Services {
         )
     }
 
-    async fn exec(&self, _: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
-        unimplemented("Exec", STREAMING)
+    async fn exec(&self, request: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
+        let message = request.into_inner();
+        let span = span("Exec", "", &message.container_id);
+        let work = async { streaming::exec(&self.pods, &self.streaming, message) };
+        look(span, work).await
     }
 
-    async fn attach(&self, _: Request<api::AttachRequest>) -> Answer<api::AttachResponse> {
-        unimplemented("Attach", STREAMING)
+    async fn attach(&self, request: Request<api::AttachRequest>) -> Answer<api::AttachResponse> {
+        let message = request.into_inner();
+        let span = span("Attach", "", &message.container_id);
+        let work = async { streaming::attach(&self.pods, &self.streaming, message) };
+        look(span, work).await
     }
 
     async fn port_forward(
         &self,
-        _: Request<api::PortForwardRequest>,
+        request: Request<api::PortForwardRequest>,
     ) -> Answer<api::PortForwardResponse> {
-        unimplemented("PortForward", STREAMING)
+        let message = request.into_inner();
+        let span = span("PortForward", &message.pod_sandbox_id, "");
+        let work = async { streaming::port_forward(&self.pods, &self.streaming, message) };
+        look(span, work).await
     }
 
     async fn container_stats(
