@@ -8,6 +8,7 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::deprecated;
 use super::filter::{id_matches, labels_match};
 use super::pods::required;
 use crate::container::config::{ContainerConfig, signal};
@@ -27,6 +28,7 @@ pub(super) async fn create(
     let mut given = request.config.unwrap_or_default();
     name_mounted_images(pods, &mut given);
     let config = convert::container_config(&given)?;
+    deprecated::of_container(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
         attempt = config.attempt,

@@ -7,6 +7,7 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::deprecated;
 use super::events::container_statuses;
 use super::filter::{id_matches, labels_match};
 use crate::container::config::Resources;
@@ -21,6 +22,7 @@ pub(super) async fn run(
 ) -> Result<api::RunPodSandboxResponse> {
     let given = request.config.unwrap_or_default();
     let config = convert::pod_config(&given)?;
+    deprecated::of_pod(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
         namespace = config.namespace,
