@@ -43,7 +43,6 @@ fn none<T>(_: &T) -> &str {
 }
 
 const CHECKPOINTS: &str = "checkpoints need a runtime with CRIU behind the shim's Checkpoint call, which comes with a later version";
-const LATER: &str = "it comes with a later version";
 
 #[tonic::async_trait]
 impl RuntimeService for Services {
