@@ -11,7 +11,9 @@ pub mod cri_log;
 pub mod images;
 pub mod leaks;
 pub mod node;
+pub mod plugin;
 pub mod pod;
+pub mod stream_client;
 pub mod wait;
 
 pub use client::Cri;

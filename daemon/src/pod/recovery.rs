@@ -48,6 +48,7 @@ impl Pods {
     /// # Errors
     /// The records cannot be listed. A single bad record is logged and left alone.
     pub async fn recover(node: Arc<Node>) -> Result<Arc<Self>> {
+        node.network.start().await?;
         let loaded = node
             .records
             .load()
@@ -85,10 +86,21 @@ impl Pods {
         // What is not understood may stand on any layer.
         if whole {
             node.images.collect_garbage().await;
+            sweep_network(&node, &handles).await?;
         }
         tracing::info!(pods = handles.len(), "recovered");
         Ok(Self::new(node, handles))
     }
+}
+
+/// Finds the attachments of pods that no record knows, and has them deleted in the background: a plugin may take its
+/// time.
+async fn sweep_network(node: &Arc<Node>, handles: &[PodHandle]) -> Result<()> {
+    let known = handles.iter().map(|pod| pod.view().id.to_string());
+    let strays = node.network.strays(&known.collect()).await?;
+    let node = Arc::clone(node);
+    tokio::spawn(async move { node.network.sweep(strays).await });
+    Ok(())
 }
 
 async fn recover_pod(
@@ -118,6 +130,9 @@ async fn recover_pod(
             return None;
         }
     };
+    if plan == Plan::Resume && record.network_attached {
+        node.network.remember(&id, &config);
+    }
     let shim = match plan {
         Plan::Resume => Shim::find(&node.pod_bundle(id.as_str())).await,
         Plan::TakeDown | Plan::Dead => None,
@@ -171,12 +186,30 @@ async fn recover_container(
         tracing::warn!(container = %id, error = %Chain(&error), "layers of a container are missing");
     }
     let state = observe(node, shim, pod, &record, &view).await;
+    if let (Some(shim), ContainerState::Running { .. }) = (shim, &state) {
+        end_sessions(shim, &view).await;
+    }
     record.phase = ContainerPhase::from(&state);
     if let Err(error) = node.records.put_container(&record) {
         tracing::warn!(container = %id, error = %Chain(&error), "what was found is not recorded");
     }
+    if state != ContainerState::Created {
+        // The last daemon may have died between the start and this.
+        if let Err(error) = container::release_mounts(&view.bundle) {
+            tracing::warn!(container = %id, error = %Chain(&error), "mounts for its start are left");
+        }
+    }
     let view = Arc::new(ContainerView { state, ..view });
     Some((id, Owned { record, view }))
+}
+
+/// Ends what sessions of the last daemon left: commands without an owner, names of FIFOs, an input that was its.
+async fn end_sessions(shim: &Shim, view: &ContainerView) {
+    if let Err(error) = shim.end_execs(view.id.as_str()).await {
+        tracing::warn!(container = %view.id, error = %Chain(&error), "commands of the last daemon may be left");
+    }
+    container::remove_left_fifos(&view.bundle);
+    container::close_taken_stdin(shim, view).await;
 }
 
 /// What became of a container while nobody looked.
@@ -305,6 +338,7 @@ mod tests {
             phase,
             addresses: Vec::new(),
             network_attached: false,
+            stack_cgroup: None,
             init_pid: None,
         };
         for boot in ["this", "before"] {
