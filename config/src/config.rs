@@ -258,6 +258,48 @@ pub struct Network {
     pub plugin_dirs: Vec<PathBuf>,
     /// Time that the plugins of an attachment have together, and each plugin that detaches.
     pub plugin_timeout: Duration,
+    /// A conflist with variables, filled when the kubelet tells the node's range. Absolute.
+    pub conf_template: Option<PathBuf>,
+    /// Whether plugins are told to collect what no pod needs.
+    pub gc: Switch,
+    /// What keeps the networks of pods apart.
+    pub isolation: NetworkIsolation,
+    /// What plugins are told in place of the path of a network namespace; `{id}` is the sandbox's id. Not empty.
+    pub netns_token: String,
+}
+
+/// What keeps the networks of pods apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkIsolation {
+    /// As the platform has it.
+    Auto,
+    /// Each pod has a network namespace.
+    Namespace,
+    /// Pods share the node's TCP/IP stack, each with addresses of its own.
+    Stack,
+}
+
+/// What depends on the platform unless it is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Switch {
+    /// As the platform has it.
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+impl Switch {
+    /// The answer, given the platform's.
+    #[must_use]
+    pub fn or(self, platform: bool) -> bool {
+        match self {
+            Self::Auto => platform,
+            Self::On => true,
+            Self::Off => false,
+        }
+    }
 }
 
 impl Default for Network {
@@ -268,6 +310,10 @@ impl Default for Network {
                 .map(PathBuf::from)
                 .to_vec(),
             plugin_timeout: Duration::from_secs(60),
+            conf_template: None,
+            gc: Switch::Auto,
+            isolation: NetworkIsolation::Auto,
+            netns_token: "zcri-{id}".to_owned(),
         }
     }
 }

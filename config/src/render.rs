@@ -5,7 +5,8 @@ use toml::Value;
 use crate::{
     config::{Api, Config, Image, Network, Runtime, Stream, TlsVersion},
     schema::{
-        CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, PLATFORM_KINDS, TLS_VERSIONS,
+        CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, NETWORK_ISOLATIONS,
+        PLATFORM_KINDS, SWITCHES, TLS_VERSIONS,
     },
 };
 
@@ -111,6 +112,13 @@ fn network(network: &Network) -> Vec<Row> {
             "plugin_timeout_seconds",
             number(network.plugin_timeout.as_secs()),
         ),
+        (
+            "conf_template",
+            optional(network.conf_template.as_ref().map(|p| p.display())),
+        ),
+        ("gc", word(SWITCHES, network.gc)),
+        ("isolation", word(NETWORK_ISOLATIONS, network.isolation)),
+        ("netns_token", text(&network.netns_token)),
     ]
 }
 

@@ -5,7 +5,8 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use crate::{
     config::{
         Api, CgroupManager, Config, Handler, HandlerType, Image, Log, LogFormat, LogLevel, Metrics,
-        Network, Platform, PlatformKind, Runtime, Storage, Stream, StreamTls, TlsVersion,
+        Network, NetworkIsolation, Platform, PlatformKind, Runtime, Storage, Stream, StreamTls,
+        Switch, TlsVersion,
     },
     error::{ConfigError, Fault, Origin},
     read::{Section, absolute_path, array, integer, optional, parsed, printable, string, word},
@@ -22,6 +23,16 @@ pub(crate) const PLATFORM_KINDS: &[(&str, PlatformKind)] =
     &[("linux", PlatformKind::Linux), ("zos", PlatformKind::Zos)];
 pub(crate) const HANDLER_TYPES: &[(&str, HandlerType)] =
     &[("oci", HandlerType::Oci), ("shim", HandlerType::Shim)];
+pub(crate) const NETWORK_ISOLATIONS: &[(&str, NetworkIsolation)] = &[
+    ("auto", NetworkIsolation::Auto),
+    ("namespace", NetworkIsolation::Namespace),
+    ("stack", NetworkIsolation::Stack),
+];
+pub(crate) const SWITCHES: &[(&str, Switch)] = &[
+    ("auto", Switch::Auto),
+    ("on", Switch::On),
+    ("off", Switch::Off),
+];
 pub(crate) const CGROUP_MANAGERS: &[(&str, CgroupManager)] = &[
     ("cgroupfs", CgroupManager::Cgroupfs),
     ("systemd", CgroupManager::Systemd),
@@ -295,8 +306,32 @@ fn network(mut section: Section, faults: &mut Vec<Fault>) -> Network {
         faults,
     );
     network.plugin_timeout = Duration::from_secs(seconds);
+    section.set(
+        "conf_template",
+        &mut network.conf_template,
+        optional(absolute_path),
+        faults,
+    );
+    section.set("gc", &mut network.gc, word(SWITCHES), faults);
+    section.set(
+        "isolation",
+        &mut network.isolation,
+        word(NETWORK_ISOLATIONS),
+        faults,
+    );
+    section.set("netns_token", &mut network.netns_token, token, faults);
     section.finish(faults);
     network
+}
+
+/// It travels in an environment variable that must not be empty (CNI SPEC.md, CNI_NETNS).
+fn token(value: &Value) -> Result<String, String> {
+    let text = string(value)?;
+    if text.is_empty() {
+        Err("must not be empty".to_owned())
+    } else {
+        Ok(text)
+    }
 }
 
 fn plugin_dirs(value: &Value) -> Result<Vec<PathBuf>, String> {

@@ -1,5 +1,7 @@
 //! The command line of `zcrid`.
 
+mod status;
+
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,6 +38,12 @@ enum Command {
         #[arg(long, conflicts_with = "default")]
         check: bool,
     },
+    /// Print how the running daemon is
+    Status {
+        /// Tell more of this
+        #[arg(value_enum)]
+        subject: Option<status::Subject>,
+    },
     /// Print the version
     Version,
 }
@@ -54,6 +62,12 @@ pub fn run() -> ExitCode {
             print!("{}", config.to_toml());
             ExitCode::SUCCESS
         }),
+        Some(Command::Status { subject }) => load(&arguments.config)
+            .and_then(|config| status::ask(&config.api.listen, subject))
+            .map(|text| {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }),
         Some(Command::Version) => {
             println!("zcrid {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -6,9 +6,12 @@
 mod call;
 mod containers;
 pub mod convert;
+mod deprecated;
+mod events;
 mod filter;
 mod image_service;
 mod images;
+mod metrics;
 mod node_status;
 mod pods;
 mod runtime_service;
@@ -16,6 +19,7 @@ pub mod server;
 mod stats;
 mod status;
 mod streaming;
+mod streams;
 
 use std::sync::Arc;
 

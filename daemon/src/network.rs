@@ -1,29 +1,59 @@
 //! The pod's network, by CNI.
 //!
 //! The configuration is read anew for each pod, so that an administrator's change holds at once; the attachment is
-//! deleted with the very configuration that made it, which zcri-cni keeps.
+//! deleted with the very configuration that made it, which zcri-cni keeps. A deletion that failed is tried again until
+//! it succeeds ([`retry`]), whether or not anybody asks again.
 
-use std::path::Path;
+mod bandwidth;
+pub(crate) mod isolation;
+mod readiness;
+mod request;
+mod retry;
+mod template;
 
-use zcri_cni::{
-    Attachment, Cni, CniDirs, PortMapping, Protocol, RuntimeConfig, RuntimeDns, pod_args,
-};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use serde::Serialize;
+use zcri_cni::{Cni, CniDirs};
+
+use self::readiness::Readiness;
+use self::retry::Retries;
+use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
-use crate::pod::config::{self, PodConfig};
+use crate::pod::config::PodConfig;
 
-/// The interface of a pod: the name that the kubelet and everybody else expect.
-const INTERFACE: &str = "eth0";
+pub use self::isolation::{Isolation, Place};
+pub use self::readiness::NetworkState;
+pub use self::retry::PendingDetach;
 
 /// Attaches pods to the configured network.
 pub struct Network {
     cni: Cni,
+    conf_dir: PathBuf,
+    template: Option<PathBuf>,
+    netns_token: String,
+    collect_garbage: bool,
+    readiness: Arc<Readiness>,
+    retries: Arc<Retries>,
+}
+
+/// What an operator may want to know of the network.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkReport {
+    /// The configuration in use and whether it works.
+    pub state: NetworkState,
+    /// Pods that are attached.
+    pub attachments: usize,
+    /// Attachments that could not be deleted yet.
+    pub pending: Vec<PendingDetach>,
 }
 
 impl Network {
     /// With the configured directories; what is attached is kept under `root`.
-    pub fn new(config: &zcri_config::Network, root: &Path) -> Self {
+    pub fn new(config: &zcri_config::Network, collect_garbage: bool, root: &Path) -> Self {
         let dirs = CniDirs {
             conf_dir: config.conf_dir.clone(),
             plugin_dirs: config.plugin_dirs.clone(),
@@ -31,7 +61,29 @@ impl Network {
         };
         Self {
             cni: Cni::new(dirs, config.plugin_timeout),
+            conf_dir: config.conf_dir.clone(),
+            template: config.conf_template.clone(),
+            netns_token: config.netns_token.clone(),
+            collect_garbage,
+            readiness: Arc::default(),
+            retries: Arc::default(),
         }
+    }
+
+    /// Begins to watch the configuration. Ends what plugins an earlier daemon left at work: nothing else of the
+    /// network may happen before.
+    ///
+    /// # Errors
+    /// The records of attachments cannot be read.
+    pub async fn start(&self) -> Result<()> {
+        let ended = self.cni.end_leftovers().await;
+        let ended = ended.map_err(|e| failed("find plugins that were left at work", e))?;
+        if !ended.is_empty() {
+            tracing::info!(pids = ?ended, "CNI plugins of an earlier daemon were ended");
+        }
+        let readiness = Arc::clone(&self.readiness);
+        tokio::spawn(readiness.keep(self.cni.clone(), self.conf_dir.clone()));
+        Ok(())
     }
 
     /// Attaches a pod; gives its addresses, the primary one first.
@@ -42,37 +94,88 @@ impl Network {
         &self,
         id: &PodId,
         config: &PodConfig,
-        netns: &Path,
+        place: Place<'_>,
     ) -> Result<Vec<String>> {
+        let netns = isolation::netns(place, &self.netns_token, id);
+        let attachment = request::attachment(id, config, place, netns)?;
         let list = self.cni.load().map_err(|e| failed("configuration", e))?;
-        let attachment = Attachment {
-            container_id: id.to_string(),
-            netns: netns.to_owned(),
-            ifname: INTERFACE.into(),
-            args: pod_args(&config.namespace, &config.name, &config.uid, id.as_str()),
-            runtime_config: runtime_config(config),
-        };
-        let result = list
-            .add(&attachment)
-            .await
-            .map_err(|e| failed("attach", e))?;
-        Ok(result.pod_ips().map(|ip| ip.to_string()).collect())
+        match list.add(&attachment).await {
+            Ok(result) => Ok(result.pod_ips().map(|ip| ip.to_string()).collect()),
+            Err(error) => {
+                // A range without free addresses shows here first.
+                self.readiness.look_again();
+                Err(failed("attach", error))
+            }
+        }
     }
 
     /// Detaches a pod; one that is not attached is detached.
     ///
     /// # Errors
-    /// A plugin failed; asking again tries again.
+    /// A plugin failed. It is tried again in the background, and by asking again.
     pub async fn detach(&self, id: &str) -> Result<()> {
-        self.cni.delete(id).await.map_err(|e| failed("detach", e))
+        match self.cni.delete(id).await {
+            Ok(()) => {
+                self.retries.done(id);
+                Ok(())
+            }
+            Err(error) => {
+                self.retries.failed(&self.cni, id, &error);
+                Err(failed("detach", error))
+            }
+        }
     }
 
-    /// Why no pod could get a network now, if so.
+    /// Ids of pods that are attached and not among the `known` ones.
+    ///
+    /// # Errors
+    /// The records of attachments cannot be read.
+    pub async fn strays(&self, known: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+        let all = self.cni.attachments().await;
+        let all = all.map_err(|e| failed("read the records of attachments", e))?;
+        let ids = all.into_iter().map(|key| key.container_id);
+        Ok(ids.filter(|id| !known.contains(id)).collect())
+    }
+
+    /// Detaches pods that are gone, and lets the plugins collect what nobody needs, where that is allowed.
+    pub async fn sweep(&self, strays: BTreeSet<String>) {
+        for id in strays {
+            match self.detach(&id).await {
+                Ok(()) => tracing::info!(pod = id, "detached a pod that is gone"),
+                Err(error) => {
+                    tracing::warn!(pod = id, error = %Chain(&error), "a pod that is gone is still attached");
+                }
+            }
+        }
+        if !self.collect_garbage {
+            return;
+        }
+        let Ok(list) = self.cni.load() else { return };
+        if let Err(error) = list.gc().await {
+            tracing::warn!(error = %Chain(&error), "the plugins collected no garbage");
+        }
+    }
+
+    /// Writes the configuration for the addresses that the cluster gave this node, if there is a template for it.
+    ///
+    /// # Errors
+    /// The range is malformed, or the template cannot be used.
+    pub async fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
+        template::apply(self.template.as_deref(), &self.conf_dir, cidr).await
+    }
+
+    /// Why no pod could get a network now, if so. Runs nothing: the answer is the last one known.
     pub async fn problem(&self) -> Option<String> {
-        self.cni
-            .load()
-            .err()
-            .map(|error| crate::error::Chain(&error).to_string())
+        self.readiness.state().await.problem.clone()
+    }
+
+    /// All that is to be said of the network.
+    pub async fn report(&self) -> NetworkReport {
+        NetworkReport {
+            state: NetworkState::clone(&*self.readiness.state().await),
+            attachments: self.cni.attachments().await.map_or(0, |keys| keys.len()),
+            pending: self.retries.list(),
+        }
     }
 }
 
@@ -80,34 +183,5 @@ fn failed(action: &'static str, source: impl std::error::Error + Send + Sync + '
     Error::Network {
         action,
         source: Box::new(source),
-    }
-}
-
-fn runtime_config(config: &PodConfig) -> RuntimeConfig {
-    let port_mappings = config
-        .port_mappings
-        .iter()
-        .map(|port| PortMapping {
-            host_port: port.host_port,
-            container_port: port.container_port,
-            protocol: match port.protocol {
-                config::Protocol::Tcp => Protocol::Tcp,
-                config::Protocol::Udp => Protocol::Udp,
-                config::Protocol::Sctp => Protocol::Sctp,
-            },
-            host_ip: port.host_ip,
-        })
-        .collect();
-    let dns = config.dns.as_ref().map(|dns| RuntimeDns {
-        servers: dns.servers.clone(),
-        searches: dns.searches.clone(),
-        options: dns.options.clone(),
-    });
-    let cgroup_path = Some(config.cgroup_parent.clone()).filter(|path| !path.is_empty());
-    RuntimeConfig {
-        port_mappings,
-        dns,
-        cgroup_path,
-        ..RuntimeConfig::default()
     }
 }

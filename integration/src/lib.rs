@@ -11,6 +11,7 @@ pub mod cri_log;
 pub mod images;
 pub mod leaks;
 pub mod node;
+pub mod plugin;
 pub mod pod;
 pub mod stream_client;
 pub mod wait;

@@ -2,28 +2,18 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use zcri_integration::plugin::{self, leases};
 use zcri_integration::pod::words;
 use zcri_integration::v1::{PodSandboxState, PortMapping, Protocol};
 use zcri_integration::{Pod, Test, TestNode, wait};
-
-/// Addresses that host-local holds.
-fn leases(node: &TestNode) -> Result<usize> {
-    let dir = node.files().dir.join("ipam").join(node.slot().name());
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(_) => return Ok(0),
-    };
-    Ok(entries
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("10."))
-        .count())
-}
 
 /// A web server in the pod on port 80 that says its name.
 async fn serve(node: &TestNode, pod: &Pod<'_>, says: &str) -> Result<()> {
@@ -126,9 +116,9 @@ async fn host_ports_lead_to_the_pod_until_it_stops() -> Test {
 async fn addresses_are_given_back_when_the_pod_stops() -> Test {
     let node = TestNode::start().await?;
     let pod = node.pod("p").await?;
-    assert_eq!(leases(&node)?, 1);
+    assert_eq!(leases(&node), 1);
     node.cri().stop_pod(&pod.id).await?;
-    assert_eq!(leases(&node)?, 0, "a stopped pod has no lease");
+    assert_eq!(leases(&node), 0, "a stopped pod has no lease");
     node.cri().remove_pod(&pod.id).await?;
     node.finish().await
 }
@@ -144,7 +134,7 @@ async fn pods_made_at_the_same_time_have_different_addresses() -> Test {
     let ips = try_join_all(pods.iter().map(Pod::ip)).await?;
     assert_eq!(ips.iter().collect::<HashSet<_>>().len(), 8, "{ips:?}");
     try_join_all(pods.iter().map(|pod| node.cri().remove_pod(&pod.id))).await?;
-    assert_eq!(leases(&node)?, 0);
+    assert_eq!(leases(&node), 0);
     node.finish().await
 }
 
@@ -207,27 +197,12 @@ async fn without_configuration_the_node_says_so_and_fails_at_once() -> Test {
     node.finish().await
 }
 
-/// A plugin of this test's own: a shell script in the node's plugin directory.
-fn script_plugin(node: &TestNode, name: &str, script: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let path = node.files().plugins.join(name);
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n"))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-    Ok(())
-}
-
-/// Adds a plugin to the end of the node's chain.
-fn chain(node: &TestNode, plugin: &str) -> Result<()> {
-    let path = node.files().cni.join("10-test.conflist");
-    let mut list: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
-    list["plugins"]
-        .as_array_mut()
-        .context("a conflist")?
-        .push(serde_json::json!({ "type": plugin }));
-    let fresh = path.with_extension("new");
-    std::fs::write(&fresh, list.to_string())?;
-    std::fs::rename(fresh, path)?;
-    Ok(())
+/// A plugin that fails while there is a file, at these commands.
+fn if_broken(flag: &Path, commands: &str) -> String {
+    format!(
+        "case $CNI_COMMAND in {commands}) [ ! -e {} ] || fail 11 'not today';; esac; echo $result",
+        flag.display()
+    )
 }
 
 #[tokio::test]
@@ -237,28 +212,22 @@ async fn a_failing_plugin_undoes_those_before_it() -> Test {
         .start()
         .await?;
     let log = node.files().dir.join("calls");
-    script_plugin(
+    let tracing = |name: &str| format!("echo {name} $CNI_COMMAND >> {};", log.display());
+    plugin::install(
         &node,
         "tracer",
-        &format!(
-            "echo first $CNI_COMMAND >> {};\n\
-         case $CNI_COMMAND in VERSION) echo '{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}}';;\n\
-         ADD) echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[]}}';; esac",
-            log.display()
-        ),
+        &format!("{} echo $result", tracing("first")),
     )?;
-    script_plugin(
+    plugin::install(
         &node,
         "breaker",
         &format!(
-            "echo second $CNI_COMMAND >> {}\n\
-         case $CNI_COMMAND in VERSION) echo '{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}}';;\n\
-         ADD) echo '{{\"cniVersion\":\"1.0.0\",\"code\":142,\"msg\":\"the cable is cut\",\"details\":\"by a shovel\"}}'; exit 1;; esac",
-            log.display()
+            "{} [ $CNI_COMMAND = DEL ] || fail 142 'the cable is cut' 'by a shovel'",
+            tracing("second")
         ),
     )?;
-    chain(&node, "tracer")?;
-    chain(&node, "breaker")?;
+    plugin::chain(&node, json!({ "type": "tracer" }))?;
+    plugin::chain(&node, json!({ "type": "breaker" }))?;
     let config = node.pod_config("p")?;
     let status = node
         .cri()
@@ -274,14 +243,10 @@ async fn a_failing_plugin_undoes_those_before_it() -> Test {
         status.message().contains("breaker"),
         "which plugin? {status:?}"
     );
-    assert_eq!(leases(&node)?, 0, "the address was not given back");
+    assert_eq!(leases(&node), 0, "the address was not given back");
     let calls = std::fs::read_to_string(&log)?;
-    let calls: Vec<&str> = calls
-        .lines()
-        .filter(|line| !line.contains("VERSION"))
-        .collect();
     assert_eq!(
-        calls,
+        calls.lines().collect::<Vec<_>>(),
         ["first ADD", "second ADD", "second DEL", "first DEL"]
     );
     assert!(node.cri().list_pods(Default::default()).await?.is_empty());
@@ -294,7 +259,7 @@ async fn a_missing_plugin_is_named() -> Test {
         .allow_log("no-such-plugin")
         .start()
         .await?;
-    chain(&node, "no-such-plugin")?;
+    plugin::chain(&node, json!({ "type": "no-such-plugin" }))?;
     let status = node
         .cri()
         .run_pod(&node.pod_config("p")?)
@@ -302,7 +267,7 @@ async fn a_missing_plugin_is_named() -> Test {
         .err()
         .context("a pod without its plugin")?;
     assert!(status.message().contains("no-such-plugin"), "{status:?}");
-    assert_eq!(leases(&node)?, 0);
+    assert_eq!(leases(&node), 0);
     node.finish().await
 }
 
@@ -315,17 +280,9 @@ async fn an_address_is_not_forgotten_when_its_return_fails() -> Test {
         .start()
         .await?;
     let flag = node.files().dir.join("broken");
-    script_plugin(
-        &node,
-        "moody",
-        &format!(
-            "case $CNI_COMMAND in VERSION) echo '{{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}}';;\n\
-         ADD) echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[]}}';;\n\
-         DEL) [ ! -e {} ] || {{ echo '{{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"not today\"}}'; exit 1; }};; esac",
-            flag.display()
-        ),
-    )?;
-    chain(&node, "moody")?;
+    let when = if_broken(&flag, "DEL");
+    plugin::install(&node, "moody", &when)?;
+    plugin::chain(&node, json!({ "type": "moody" }))?;
     let pod = node.pod("p").await?;
     std::fs::write(&flag, "")?;
     let status = node
@@ -337,11 +294,40 @@ async fn an_address_is_not_forgotten_when_its_return_fails() -> Test {
     assert!(status.message().contains("not today"), "{status:?}");
     std::fs::remove_file(&flag)?;
     node.cri().stop_pod(&pod.id).await?;
-    assert_eq!(leases(&node)?, 0);
+    assert_eq!(leases(&node), 0);
     ensure!(
         node.cri().pod_status(&pod.id).await?.state() == PodSandboxState::SandboxNotready,
         "it is stopped"
     );
+    node.finish().await
+}
+
+/// A pod whose undoing fails stays removable: it is listed, and its removal gives the address back.
+#[tokio::test]
+async fn a_pod_that_could_not_be_undone_is_listed_until_it_is_removed() -> Test {
+    let node = TestNode::builder()
+        .allow_log("RunPodSandbox")
+        .allow_log("not today")
+        .start()
+        .await?;
+    let flag = node.files().dir.join("broken");
+    let when = if_broken(&flag, "*");
+    plugin::install(&node, "moody", &when)?;
+    plugin::chain(&node, json!({ "type": "moody" }))?;
+    std::fs::write(&flag, "")?;
+    let config = node.pod_config("p")?;
+    let status = node.cri().run_pod(&config).await.err();
+    let status = status.context("a pod with a broken network")?;
+    assert!(status.message().contains("not today"), "{status:?}");
+    let pods = node.cri().list_pods(Default::default()).await?;
+    let [pod] = pods.as_slice() else {
+        anyhow::bail!("one pod that is not undone, and not {pods:?}");
+    };
+    assert_eq!(pod.state(), PodSandboxState::SandboxNotready);
+    std::fs::remove_file(&flag)?;
+    node.cri().remove_pod(&pod.id).await?;
+    assert_eq!(leases(&node), 0);
+    assert!(node.cri().list_pods(Default::default()).await?.is_empty());
     node.finish().await
 }
 
@@ -355,6 +341,6 @@ async fn a_changed_configuration_does_not_strand_old_pods() -> Test {
         r#"{"cniVersion":"1.0.0","name":"other","plugins":[{"type":"loopback"}]}"#,
     )?;
     node.cri().stop_pod(&pod.id).await?;
-    assert_eq!(leases(&node)?, 0, "the old network's DEL did not run");
+    assert_eq!(leases(&node), 0, "the old network's DEL did not run");
     node.finish().await
 }

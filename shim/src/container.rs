@@ -250,6 +250,8 @@ pub(crate) struct Container {
     pub(crate) oom_kills: u64,
     pub(crate) oom_events: Option<Watch>,
     pub(crate) oom_killed: bool,
+    /// The owner of its streams and of those of its execs, when it has a user namespace.
+    pub(crate) stream_owner: Option<(u32, u32)>,
     pub(crate) paused: bool,
     pub(crate) cleanup: Cleanup,
     pub(crate) deleters: Vec<Call>,

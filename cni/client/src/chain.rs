@@ -16,6 +16,7 @@ use crate::{
     error::{Command, Failure, PluginError},
     exec::{self, Invocation},
     result::AddResult,
+    turn::Turns,
 };
 
 /// The error code with which a plugin says that there is nothing to clean up. Source: SPEC.md section 5, "Error".
@@ -36,6 +37,8 @@ pub(crate) struct Runner {
     pub(crate) cache: Cache,
     /// ADD and DEL share it, GC has it alone. Source: SPEC.md section 3, "Lifecycle & Ordering".
     pub(crate) gate: RwLock<()>,
+    /// Operations on one pod do not overlap.
+    pub(crate) turns: Turns,
 }
 
 impl Runner {
@@ -53,6 +56,7 @@ impl Runner {
             timeout,
             cache,
             gate: RwLock::new(()),
+            turns: Turns::default(),
         }
     }
 
@@ -214,7 +218,8 @@ impl<'a> Chain<'a> {
             .filter(|_| self.record.network.version.has_check());
         // A namespace that is gone took its interfaces along. Plugins know how to go without, not all of them know
         // what a path to nothing means.
-        let netns = if self.record.netns.exists() {
+        // What is no path is a token of a system without them, and good for ever.
+        let netns = if self.record.netns.is_relative() || self.record.netns.exists() {
             self.record.netns.as_os_str()
         } else {
             OsStr::new("")

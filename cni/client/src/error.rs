@@ -281,3 +281,14 @@ pub struct NetworkError {
     /// At least one.
     pub errors: Vec<PluginError>,
 }
+
+/// Why not all that nobody needs was collected.
+#[derive(Debug, Error)]
+pub enum GcError {
+    /// What is needed is not known, so that nothing was collected.
+    #[error(transparent)]
+    Record(#[from] CacheError),
+    /// Plugins that failed.
+    #[error(transparent)]
+    Plugins(NetworkError),
+}

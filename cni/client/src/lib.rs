@@ -26,17 +26,21 @@ mod chain;
 mod conf;
 mod error;
 mod exec;
+mod leftover;
 mod network;
 mod result;
+mod turn;
 mod version;
+mod watch;
 
 pub use attachment::{Attachment, AttachmentKey, InvalidAttachment, pod_args};
 pub use cache::CacheError;
 pub use capability::{Bandwidth, IpRange, PortMapping, Protocol, RuntimeConfig, RuntimeDns};
 pub use conf::{LoadError, SkippedFile};
 pub use error::{
-    AddError, CheckError, Command, DelError, DelErrors, Failure, NetworkError, PluginError,
+    AddError, CheckError, Command, DelError, DelErrors, Failure, GcError, NetworkError, PluginError,
 };
 pub use network::{Cni, CniDirs, NetworkList};
 pub use result::{AddResult, Cidr, Dns, Interface, IpConfig, MalformedResult, Route};
 pub use version::SpecVersion;
+pub use watch::ConfWatcher;

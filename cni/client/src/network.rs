@@ -1,12 +1,14 @@
 //! [`Cni`] and [`NetworkList`]: what the daemon calls.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use serde_json::json;
+use tokio::task::spawn_blocking;
 
 use crate::{
     attachment::{Attachment, AttachmentKey, is_container_id},
@@ -14,8 +16,10 @@ use crate::{
     chain::{Chain, Runner},
     conf::{self, LoadError, Network, SkippedFile},
     error::{
-        AddError, CheckError, Command, DelError, DelErrors, Failure, NetworkError, PluginError,
+        AddError, CheckError, Command, DelError, DelErrors, Failure, GcError, NetworkError,
+        PluginError,
     },
+    leftover,
     result::AddResult,
     version::SpecVersion,
 };
@@ -96,6 +100,7 @@ impl Cni {
         let mut errors = Vec::new();
         if is_container_id(container_id) {
             let _shared = self.runner.gate.read().await;
+            let _turn = self.runner.turns.of(container_id).await;
             match self.runner.cache.of(container_id).await {
                 Ok(found) => {
                     for (key, cached) in found {
@@ -198,6 +203,23 @@ impl Cni {
         }
     }
 
+    /// Kills the plugins that a runtime which died left running for attachments that are recorded here. To be
+    /// called before anything else is done about those attachments. Gives their process ids.
+    ///
+    /// # Errors
+    /// When the directory of records cannot be read.
+    pub async fn end_leftovers(&self) -> Result<Vec<i32>, CacheError> {
+        let keys = self.attachments().await?;
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: BTreeSet<String> = keys.into_iter().map(|key| key.container_id).collect();
+        // The records were readable: a reader of /proc that panics has ended nothing.
+        Ok(spawn_blocking(move || leftover::end(&ids))
+            .await
+            .unwrap_or_default())
+    }
+
     /// All attachments that are recorded, those that were begun or not wholly undone too.
     ///
     /// # Errors
@@ -240,7 +262,7 @@ impl NetworkList {
         &self.skipped
     }
 
-    /// Attaches a pod. Operations on one pod must not overlap; those on different pods may.
+    /// Attaches a pod. Waits for its turn when another operation on the same pod runs.
     ///
     /// # Errors
     /// Then what was done is undone, in reverse.
@@ -251,6 +273,7 @@ impl NetworkList {
         attachment.validate()?;
         let runner = &self.runner;
         let _shared = runner.gate.read().await;
+        let _turn = runner.turns.of(&attachment.container_id).await;
         let programs = runner
             .find_all(&self.network, Command::Add)
             .map_err(|error| self.plugin_error(error))?;
@@ -343,18 +366,20 @@ impl NetworkList {
         Ok(())
     }
 
-    /// Has the plugins remove what none of the `valid` attachments needs. Waits until no ADD and DEL runs, and
-    /// lets none begin meanwhile. Does nothing when the configuration disables GC, or is of a version without.
+    /// Has the plugins remove what no attachment needs of which there is a record, be it of one that is not wholly
+    /// undone. Waits until no ADD and DEL runs, and lets none begin meanwhile. Does nothing when the configuration
+    /// disables GC, or is of a version without.
     ///
     /// # Errors
-    /// All plugins that failed.
-    pub async fn gc(&self, valid: &[AttachmentKey]) -> Result<(), NetworkError> {
+    /// The records cannot be read, or all plugins that failed.
+    pub async fn gc(&self) -> Result<(), GcError> {
         if self.network.disable_gc || !self.network.version.has_status_and_gc() {
             return Ok(());
         }
         let _alone = self.runner.gate.write().await;
         let entry =
             |key: &AttachmentKey| json!({ "containerID": key.container_id, "ifname": key.ifname });
+        let valid = self.runner.cache.keys().await?;
         let valid = valid.iter().map(entry).collect::<Vec<_>>();
         let mut errors = Vec::new();
         for plugin in &self.network.plugins {
@@ -378,7 +403,7 @@ impl NetworkList {
         if errors.is_empty() {
             Ok(())
         } else {
-            Err(self.network_error(errors))
+            Err(GcError::Plugins(self.network_error(errors)))
         }
     }
 

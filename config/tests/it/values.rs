@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::Path};
 use proptest::prelude::*;
 use zcri_config::{
     CgroupManager, Config, ConfigError, Fault, Handler, HandlerType, ImagePlatform, LogFormat,
-    LogLevel, OciPlatform, PlatformKind, StreamTls, TlsVersion, default_toml,
+    LogLevel, NetworkIsolation, OciPlatform, PlatformKind, StreamTls, TlsVersion, default_toml,
 };
 
 pub(crate) fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -87,6 +87,10 @@ fn every_key_is_read() {
         conf_dir = "/c"
         plugin_dirs = ["/p", "/q"]
         plugin_timeout_seconds = 5
+        conf_template = "/t/10-pods.conflist"
+        gc = "off"
+        isolation = "stack"
+        netns_token = "token"
         [image]
         registries_conf = "/r"
         policy = "/p"
@@ -154,6 +158,13 @@ fn every_key_is_read() {
         [Path::new("/p"), Path::new("/q")]
     );
     assert_eq!(config.network.plugin_timeout.as_secs(), 5);
+    assert_eq!(
+        config.network.conf_template.as_deref(),
+        Some(Path::new("/t/10-pods.conflist"))
+    );
+    assert!(!config.network.gc.or(true));
+    assert_eq!(config.network.isolation, NetworkIsolation::Stack);
+    assert_eq!(config.network.netns_token, "token");
     assert_eq!(config.image.auth_file.as_deref(), Some(Path::new("/auth")));
     assert_eq!(
         (
@@ -261,6 +272,10 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("network", "plugin_dirs = [\"/a:/b\"]", "\":\""),
     ("network", "plugin_dirs = \"/a\"", "array"),
     ("network", "plugin_timeout_seconds = 0", "from 1 to 3600"),
+    ("network", "gc = true", "auto"),
+    ("network", "isolation = \"none\"", "stack"),
+    ("network", "netns_token = \"\"", "empty"),
+    ("network", "conf_template = \"10.conflist\"", "absolute"),
     ("image", "pinned = [\"\"]", "name"),
     ("image", "max_parallel_layers = 65", "from 1 to 64"),
     ("image", "max_layer_bytes = 0", "from 1"),

@@ -1,14 +1,16 @@
 //! Calls about the runtime itself.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use zcri_proto::v1 as api;
+use zcri_sys::cgroup::Version;
 
-use crate::error::{Chain, Result};
+use crate::error::Result;
+use crate::health;
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
+use crate::runtime::Handler;
 
 /// The interface's version, which is also what Version has to answer for the runtime's API.
 const API_VERSION: &str = "v1";
@@ -39,18 +41,14 @@ pub(super) async fn runtime_config(
 }
 
 pub(super) async fn update_config(
-    _: &Arc<Pods>,
+    pods: &Arc<Pods>,
     request: api::UpdateRuntimeConfigRequest,
 ) -> Result<api::UpdateRuntimeConfigResponse> {
     let network = request
         .runtime_config
         .and_then(|config| config.network_config)
         .unwrap_or_default();
-    // The CNI configuration hands out addresses; a template that takes this range comes with the dvipa plugin.
-    tracing::info!(
-        pod_cidr = network.pod_cidr,
-        "the kubelet names the pods' address range"
-    );
+    pods.node().network.set_pod_cidr(&network.pod_cidr).await?;
     Ok(api::UpdateRuntimeConfigResponse {})
 }
 
@@ -59,41 +57,53 @@ pub(super) async fn status(
     request: api::StatusRequest,
 ) -> Result<api::StatusResponse> {
     let node = pods.node();
-    let runtime = condition("RuntimeReady", "RuntimeNotReady", runtime_problem(node));
+    let runtime = condition(
+        "RuntimeReady",
+        "RuntimeNotReady",
+        health::problem(node).await,
+    );
     let network = condition(
         "NetworkReady",
         "NetworkPluginNotReady",
         node.network.problem().await,
     );
     let info = if request.verbose {
-        verbose(pods)
+        verbose(pods).await
     } else {
         HashMap::new()
     };
-    let handler = |name: &str| api::RuntimeHandler {
-        name: name.to_owned(),
-        features: Some(api::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: false,
-            user_namespaces: false,
-        }),
-    };
-    let mut runtime_handlers: Vec<_> = node.handlers.iter().map(|h| handler(&h.name)).collect();
-    if node.handlers.default_handler().is_some() {
-        // The empty name is the default handler's too (api.proto, RuntimeHandler).
-        runtime_handlers.insert(0, handler(""));
+    // The empty name is the default handler's too (api.proto, RuntimeHandler).
+    let mut runtime_handlers = Vec::new();
+    if let Some(default) = node.handlers.default_handler() {
+        runtime_handlers.push(runtime_handler(node, "", default).await);
+    }
+    for handler in node.handlers.iter() {
+        runtime_handlers.push(runtime_handler(node, &handler.name, handler).await);
     }
     Ok(api::StatusResponse {
         status: Some(api::RuntimeStatus {
-            conditions: vec![runtime, network],
+            conditions: vec![runtime, network, deprecations(node)],
         }),
         info,
         runtime_handlers,
         features: Some(api::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
-            mount_options: false,
+            user_namespaces_host_network: true,
+            mount_options: true,
         }),
     })
+}
+
+/// What works with a handler from end to end, and nothing else.
+async fn runtime_handler(node: &Node, name: &str, handler: &Handler) -> api::RuntimeHandler {
+    let features = node.handlers.features(handler).await;
+    api::RuntimeHandler {
+        name: name.to_owned(),
+        features: Some(api::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: features.recursive_read_only(),
+            user_namespaces: node.facts.user_namespaces && features.user_namespaces(),
+        }),
+    }
 }
 
 fn condition(kind: &str, reason: &str, problem: Option<String>) -> api::RuntimeCondition {
@@ -109,39 +119,59 @@ fn condition(kind: &str, reason: &str, problem: Option<String>) -> api::RuntimeC
     }
 }
 
-/// Why no container could run now, if so: storage that cannot be written, or no default OCI runtime.
-fn runtime_problem(node: &Node) -> Option<String> {
-    for dir in [&node.root, &node.state] {
-        if let Err(error) = rustix::fs::access(dir, rustix::fs::Access::WRITE_OK) {
-            return Some(format!("{} cannot be written: {error}", dir.display()));
-        }
-    }
-    let Some(handler) = node.handlers.default_handler() else {
-        return Some("the default runtime handler is not configured".into());
-    };
-    program_problem(&handler.path).or_else(|| program_problem(&node.launcher.program))
+/// True as long as nobody uses what is going away; the message is JSON, names and what to use instead.
+fn deprecations(node: &Node) -> api::RuntimeCondition {
+    let used = node.deprecations.all();
+    let problem = (!used.is_empty()).then(|| serde_json::json!(used).to_string());
+    condition(
+        "ZcriHasNoDeprecationWarnings",
+        "ZcriHasDeprecationWarnings",
+        problem,
+    )
 }
 
-fn program_problem(path: &Path) -> Option<String> {
-    match rustix::fs::access(path, rustix::fs::Access::EXEC_OK) {
-        Ok(()) => None,
-        Err(error) => Some(format!(
-            "{} cannot be run: {}",
-            path.display(),
-            Chain(&error)
-        )),
-    }
-}
-
-fn verbose(pods: &Pods) -> HashMap<String, String> {
+/// The running configuration and the state of what the node stands on, each as JSON.
+async fn verbose(pods: &Pods) -> HashMap<String, String> {
     let node = pods.node();
-    let config = serde_json::json!({
-        "root": node.root,
-        "state": node.state,
-        "shim": node.launcher.program,
-        "cgroupParent": node.cgroup_parent,
-        "handlers": node.handlers.iter().map(|h| (h.name.clone(), h.path.clone())).collect::<HashMap<_, _>>(),
-        "pods": pods.views().len(),
+    let mut handlers = serde_json::Map::new();
+    for handler in node.handlers.iter() {
+        let answer = match node.handlers.answer(handler).await {
+            Ok(features) => serde_json::json!({
+                "path": handler.path,
+                "mountOptions": features.mount_options,
+                "namespaces": features.namespaces,
+                "ociVersionMax": features.newest_specification,
+            }),
+            Err(problem) => serde_json::json!({ "path": handler.path, "problem": problem }),
+        };
+        handlers.insert(handler.name.clone(), answer);
+    }
+    let views = pods.views();
+    let state = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "pods": views.len(),
+        "containers": views.iter().map(|view| view.containers.len()).sum::<usize>(),
+        "cgroupVersion": match node.cgroups.version() {
+            Version::V1 => 1,
+            Version::V2 => 2,
+        },
+        "deprecated": node.deprecations.all(),
     });
-    HashMap::from([("config".to_owned(), config.to_string())])
+    let network = serde_json::to_string(&node.network.report().await).unwrap_or_default();
+    // As the peers name it, for who looks there for what is wrong with CNI.
+    let load = node.network.problem().await.unwrap_or_else(|| "OK".into());
+    HashMap::from([
+        ("config".to_owned(), node.config.to_string()),
+        (
+            "handlers".to_owned(),
+            serde_json::Value::Object(handlers).to_string(),
+        ),
+        ("state".to_owned(), state.to_string()),
+        ("network".to_owned(), network),
+        (
+            "lastCNILoadStatus".to_owned(),
+            serde_json::Value::String(load).to_string(),
+        ),
+    ])
 }

@@ -48,6 +48,7 @@ impl Pods {
     /// # Errors
     /// The records cannot be listed. A single bad record is logged and left alone.
     pub async fn recover(node: Arc<Node>) -> Result<Arc<Self>> {
+        node.network.start().await?;
         let loaded = node
             .records
             .load()
@@ -85,10 +86,21 @@ impl Pods {
         // What is not understood may stand on any layer.
         if whole {
             node.images.collect_garbage().await;
+            sweep_network(&node, &handles).await?;
         }
         tracing::info!(pods = handles.len(), "recovered");
         Ok(Self::new(node, handles))
     }
+}
+
+/// Finds the attachments of pods that no record knows, and has them deleted in the background: a plugin may take its
+/// time.
+async fn sweep_network(node: &Arc<Node>, handles: &[PodHandle]) -> Result<()> {
+    let known = handles.iter().map(|pod| pod.view().id.to_string());
+    let strays = node.network.strays(&known.collect()).await?;
+    let node = Arc::clone(node);
+    tokio::spawn(async move { node.network.sweep(strays).await });
+    Ok(())
 }
 
 async fn recover_pod(
@@ -177,6 +189,12 @@ async fn recover_container(
     record.phase = ContainerPhase::from(&state);
     if let Err(error) = node.records.put_container(&record) {
         tracing::warn!(container = %id, error = %Chain(&error), "what was found is not recorded");
+    }
+    if state != ContainerState::Created {
+        // The last daemon may have died between the start and this.
+        if let Err(error) = container::release_mounts(&view.bundle) {
+            tracing::warn!(container = %id, error = %Chain(&error), "mounts for its start are left");
+        }
     }
     let view = Arc::new(ContainerView { state, ..view });
     Some((id, Owned { record, view }))
@@ -317,6 +335,7 @@ mod tests {
             phase,
             addresses: Vec::new(),
             network_attached: false,
+            stack_cgroup: None,
             init_pid: None,
         };
         for boot in ["this", "before"] {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::HandlerFeatures;
+use super::probe::Probe;
 use crate::error::{Error, Result};
 
 /// One configured OCI runtime.
@@ -23,16 +26,21 @@ pub struct Handler {
 pub struct Handlers {
     by_name: BTreeMap<String, Handler>,
     default: String,
+    probes: BTreeMap<String, Arc<Probe>>,
 }
 
 impl Handlers {
     /// Takes the configured handlers; `default` serves requests that name none.
     pub fn new(handlers: impl IntoIterator<Item = Handler>, default: impl Into<String>) -> Self {
-        let by_name = handlers
+        let by_name: BTreeMap<_, _> = handlers
             .into_iter()
             .map(|handler| (handler.name.clone(), handler))
             .collect();
         Self {
+            probes: by_name
+                .values()
+                .map(|handler| (handler.name.clone(), Arc::new(Probe::new(&handler.path))))
+                .collect(),
             by_name,
             default: default.into(),
         }
@@ -49,6 +57,41 @@ impl Handlers {
             value: wanted.into(),
             reason: format!("no such handler is configured; there are: {}", self.names()),
         })
+    }
+
+    /// What the runtime of a handler says that it can do, nothing if it does not answer. It is asked when it is new.
+    ///
+    /// # Cancel safety
+    /// Safe: another caller asks again.
+    pub async fn features(&self, handler: &Handler) -> HandlerFeatures {
+        self.answer(handler).await.unwrap_or_default()
+    }
+
+    /// As [`Handlers::features`], with the reason of a runtime that does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: another caller asks again.
+    ///
+    /// # Errors
+    /// It is missing or does not answer, in words for an administrator.
+    pub async fn answer(&self, handler: &Handler) -> Result<HandlerFeatures, String> {
+        match self.probes.get(&handler.name) {
+            Some(probe) => probe.answer().await,
+            None => Probe::new(&handler.path).answer().await,
+        }
+    }
+
+    /// Asks all runtimes, and says which of them do not answer.
+    pub async fn ask_all(&self) {
+        for handler in self.iter() {
+            if let Err(problem) = self.answer(handler).await {
+                tracing::warn!(
+                    handler = handler.name,
+                    problem,
+                    "a runtime handler cannot be used"
+                );
+            }
+        }
     }
 
     /// All handlers by name.

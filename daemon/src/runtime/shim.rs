@@ -224,6 +224,15 @@ impl Shim {
         })
     }
 
+    /// Its process id. (The credentials of the socket name the process that began to listen, which has ended.)
+    ///
+    /// # Errors
+    /// The shim's answer.
+    pub async fn pid(&self) -> Result<u32, ShimError> {
+        let request = api::ConnectRequest::default();
+        Ok(self.tasks.connect(call(), &request).await?.shim_pid)
+    }
+
     /// As [`Shim::connect`], for a shim that may have died: gives none if it has, and tries again for a while if
     /// it is this process that is short of something.
     pub async fn find(bundle: &Path) -> Option<Self> {

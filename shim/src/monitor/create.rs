@@ -82,6 +82,7 @@ impl Monitor {
             oom_kills: 0,
             oom_events: None,
             oom_killed: false,
+            stream_owner: spec.stream_owner(),
             paused: false,
             cleanup: Cleanup::Clean,
             deleters: Vec::new(),

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use containerd_shim_protos::api;
-use rustix::fs::OFlags;
+use rustix::fs::{Gid, OFlags, Uid};
 use zcri_sys::pod_init::{self, PodInit};
 
 use super::{Monitor, Source, now};
@@ -423,7 +423,9 @@ impl Launch<'_> {
             ..
         } = &mut self.process.io;
         if let Some(fifo) = stdin.as_ref() {
-            command.stdin(stdio::open_for_process(fifo, OFlags::RDONLY)?);
+            let end = stdio::open_for_process(fifo, OFlags::RDONLY)?;
+            give(&end, self.container.stream_owner)?;
+            command.stdin(end);
         }
         for (stream, fifo) in [(Stream::Out, stdout), (Stream::Err, stderr)] {
             let end: OwnedFd = if let Some(fifo) = fifo.as_ref() {
@@ -443,6 +445,7 @@ impl Launch<'_> {
             } else {
                 stdio::null()?
             };
+            give(&end, self.container.stream_owner)?;
             match stream {
                 Stream::Out => command.stdout(end),
                 Stream::Err => command.stderr(end),
@@ -450,6 +453,19 @@ impl Launch<'_> {
         }
         Ok(())
     }
+}
+
+/// Gives a stream to its process. `/dev/null` belongs to the node.
+fn give(end: &OwnedFd, owner: Option<(u32, u32)>) -> std::io::Result<()> {
+    let Some((uid, gid)) = owner else {
+        return Ok(());
+    };
+    let mode = rustix::fs::fstat(end)?.st_mode;
+    if rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Fifo {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::fchown(end, Some(uid), Some(gid))?;
+    }
+    Ok(())
 }
 
 /// Starts a runtime without waiting for it; its end comes as an event.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::json;
-use zcri_cni::{CheckError, Failure, LoadError};
+use zcri_cni::{CheckError, Failure, GcError, LoadError};
 
 use crate::scripted::{Node, RESULT, attachment, eventually, key};
 
@@ -113,8 +113,14 @@ async fn gc_names_the_valid_attachments_and_reports_everyone() {
     let node = Node::new();
     node.plugin("a", "exit 1");
     node.plugin("b", RESULT);
+    let list = node.network_of("1.1.0", &["b"]);
+    list.add(&attachment()).await.unwrap();
+    node.calls();
     let list = node.network_of("1.1.0", &["a", "b", "missing"]);
-    let error = list.gc(&[key()]).await.unwrap_err();
+    let error = list.gc().await.unwrap_err();
+    let GcError::Plugins(error) = error else {
+        panic!("{error}")
+    };
     let failed = error
         .errors
         .iter()
@@ -130,11 +136,11 @@ async fn gc_names_the_valid_attachments_and_reports_everyone() {
 async fn gc_is_not_asked_where_it_must_not() {
     let node = Node::new();
     node.plugin("a", RESULT);
-    node.network_of("1.0.0", &["a"]).gc(&[]).await.unwrap();
+    node.network_of("1.0.0", &["a"]).gc().await.unwrap();
     node.conflist(
         &json!({"cniVersion": "1.1.0", "name": "n", "disableGC": true, "plugins": [{"type": "a"}]}),
     );
-    node.cni.load().unwrap().gc(&[]).await.unwrap();
+    node.cni.load().unwrap().gc().await.unwrap();
     assert!(node.calls().is_empty());
 }
 
@@ -158,7 +164,7 @@ async fn gc_waits_for_an_add_that_runs() {
     .await;
     let collecting = tokio::spawn({
         let list = list.clone();
-        async move { list.gc(&[key()]).await }
+        async move { list.gc().await }
     });
     // Nothing can show that GC never begins; it has the time of several other operations.
     for _ in 0..5 {

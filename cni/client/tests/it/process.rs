@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::json;
-use zcri_cni::{AddError, DelError, Failure};
+use zcri_cni::{AddError, Attachment, DelError, Failure};
 
 use crate::scripted::{Node, RESULT, attachment, eventually, is_gone};
 
@@ -160,4 +160,54 @@ async fn many_pods_at_once_keep_their_own() {
         node.cni.delete(&format!("p{i}")).await.unwrap();
     }
     assert!(node.records().is_empty());
+}
+
+/// What a runtime leaves behind that was killed while a plugin ran.
+#[tokio::test]
+async fn plugins_of_a_runtime_that_died_are_ended() {
+    let node = Node::new();
+    node.plugin("a", RESULT);
+    // Other tests run plugins for other pods meanwhile.
+    let id = format!("pod-of-{}", std::process::id());
+    let own = Attachment {
+        container_id: id.clone(),
+        ..attachment()
+    };
+    node.network(&["a"]).add(&own).await.unwrap();
+    let plugin = |id: &str| {
+        std::process::Command::new("/bin/sleep")
+            .arg("1000")
+            .env_clear()
+            .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", id)])
+            .spawn()
+            .unwrap()
+    };
+    let (mut ours, mut foreign) = (plugin(&id), plugin("not-of-this-runtime"));
+    let ended = node.cni.end_leftovers().await.unwrap();
+    assert_eq!(ended, [i32::try_from(ours.id()).unwrap()]);
+    assert!(!ours.wait().unwrap().success());
+    assert!(foreign.try_wait().unwrap().is_none(), "it is not ours");
+    foreign.kill().unwrap();
+    foreign.wait().unwrap();
+    assert!(node.cni.end_leftovers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn operations_on_one_pod_wait_for_each_other() {
+    let node = Node::new();
+    // Meanwhile another DEL of the same pod would make the directory that is there already.
+    node.plugin(
+        "a",
+        &format!("[ $CNI_COMMAND = DEL ] || {{ {RESULT}; exit 0; }}; mkdir $log.busy && sleep 0.05 && rmdir $log.busy"),
+    );
+    node.network(&["a"]).add(&attachment()).await.unwrap();
+    node.calls();
+    let deletes = (0..4).map(|_| {
+        let cni = node.cni.clone();
+        tokio::spawn(async move { cni.delete("pod1").await })
+    });
+    for one in deletes.collect::<Vec<_>>() {
+        one.await.unwrap().unwrap();
+    }
+    assert_eq!(node.calls(), ["a DEL"], "the later ones find nothing to do");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Actor, Owned, going_down};
-use crate::container::config::{ContainerConfig, Resources};
+use crate::container::config::ContainerConfig;
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Chain, Error, Result};
 use crate::id::ContainerId;
@@ -83,6 +83,7 @@ impl Actor {
             Ok(()) => shim.start(id.as_str(), "").await,
             Err(error) => Err(error),
         };
+        release_mounts(&owned.view);
         match started {
             Ok(pid) => {
                 let started_at_ns = crate::time::now_ns();
@@ -224,6 +225,8 @@ impl Actor {
         tracing::info!(pod = %self.parts.id, container = %id, exit_code = exited.exit_code, reason = exited.reason,
             "container ended");
         set_exited(&self.node, owned, exited);
+        // Now, because what comes next may remove it.
+        self.publish();
     }
 
     /// Clears what a container of a lost shim has left with the OCI runtime.
@@ -263,49 +266,12 @@ impl Actor {
         self.parts.containers.remove(id);
         Ok(())
     }
+}
 
-    pub(super) async fn update_container(
-        &mut self,
-        id: &ContainerId,
-        resources: &Resources,
-    ) -> Result<()> {
-        let owned = self
-            .parts
-            .containers
-            .get_mut(id)
-            .ok_or_else(|| Error::no_container(id))?;
-        let merged = container::spec::merge_resources(&owned.view.resources, resources);
-        match owned.view.state {
-            ContainerState::Running { .. } => {
-                let shim = self
-                    .parts
-                    .shim
-                    .clone()
-                    .ok_or_else(|| owned.view.refuse("update"))?;
-                let limits = container::spec::linux_resources(resources, &self.node.facts);
-                let json =
-                    serde_json::to_vec(&limits).map_err(|e| Error::node("encode resources", e))?;
-                let failed = |source| Error::Runtime {
-                    action: "update",
-                    id: id.to_string(),
-                    source: Box::new(source),
-                };
-                shim.update(id.as_str(), json).await.map_err(failed)?;
-            }
-            ContainerState::Created => {
-                container::rewrite_resources(&self.node, &owned.view, &merged)?
-            }
-            ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
-        }
-        owned.record.resources = (self.node.wire.encode_resources)(&merged);
-        self.node
-            .records
-            .put_container(&owned.record)
-            .map_err(|e| Error::node("record a container", e))?;
-        let mut view = ContainerView::clone(&owned.view);
-        view.resources = merged;
-        owned.view = Arc::new(view);
-        Ok(())
+/// Lets go what was mounted for the start alone. A failure shows again when the container is removed.
+pub(super) fn release_mounts(view: &ContainerView) {
+    if let Err(error) = container::release_mounts(&view.bundle) {
+        tracing::warn!(container = %view.id, error = %Chain(&error), "mounts for its start are left");
     }
 }
 
