@@ -73,7 +73,12 @@ pub struct WireFormat {
     pub decode_resources: fn(&[u8]) -> Result<Resources>,
     /// Writes resources.
     pub encode_resources: fn(&Resources) -> Vec<u8>,
+    /// A pod's configuration with other overhead and resources, in this order; `None` is none.
+    pub with_pod_resources: fn(&[u8], PodResources<'_>) -> Result<Vec<u8>>,
 }
+
+/// Overhead and resources of a pod.
+pub type PodResources<'a> = (Option<&'a Resources>, Option<&'a Resources>);
 
 /// Who makes control groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
