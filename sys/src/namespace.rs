@@ -379,7 +379,7 @@ mod tests {
             let owner = unsafe {
                 let number = libc::ioctl(file.as_raw_fd(), NS_GET_USERNS as _);
                 assert!(number >= 0);
-                <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number)
+                <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number)
             };
             assert_eq!(rustix::fs::fstat(&owner).unwrap().st_ino, user, "{name}");
         }

@@ -179,7 +179,7 @@ impl Pods {
     pub async fn stop(&self, id: &str) -> Result<()> {
         match self.find(id) {
             Some(pod) => forgive_gone(pod.stop().await),
-            None => Ok(()),
+            None => self.no_such_pod(id),
         }
     }
 
@@ -189,7 +189,7 @@ impl Pods {
     /// See [`PodHandle::remove`].
     pub async fn remove(&self, id: &str) -> Result<()> {
         let Some(pod) = self.find(id) else {
-            return Ok(());
+            return self.no_such_pod(id);
         };
         forgive_gone(pod.remove().await)?;
         let view = pod.view();
@@ -236,7 +236,7 @@ impl Pods {
         signal: StopSignal,
     ) -> Result<()> {
         let Some((pod, container)) = self.find_container(id) else {
-            return Ok(());
+            return self.no_such_container(id);
         };
         let ContainerState::Running { .. } = container.state else {
             return Ok(());
@@ -271,9 +271,24 @@ impl Pods {
     /// See [`PodHandle::remove_container`].
     pub async fn remove_container(&self, id: &str) -> Result<()> {
         let Some((pod, container)) = self.find_container(id) else {
-            return Ok(());
+            return self.no_such_container(id);
         };
         forgive_gone(pod.remove_container(container.id.clone()).await)
+    }
+
+    /// Nothing is to be done to what is not there, unless the id is the beginning of several.
+    fn no_such_pod(&self, id: &str) -> Result<()> {
+        let index = self.index();
+        let named = index.pods.keys().filter(|pod| starts(pod.as_str(), id));
+        only_one("pod_sandbox_id", id, named.count())
+    }
+
+    /// As [`Pods::no_such_pod`].
+    fn no_such_container(&self, id: &str) -> Result<()> {
+        let views = self.views();
+        let all = views.iter().flat_map(|view| view.containers.keys());
+        let named = all.filter(|container| starts(container.as_str(), id));
+        only_one("container_id", id, named.count())
     }
 
     fn enter(&self, key: &PodKey) -> Entry {
@@ -330,6 +345,18 @@ enum Entry {
     New(watch::Sender<Option<Outcome>>),
     Creating(watch::Receiver<Option<Outcome>>),
     Made(PodHandle),
+}
+
+/// Refuses an id that several begin with: to take it for none would say that they are gone.
+fn only_one(field: &'static str, id: &str, named: usize) -> Result<()> {
+    if named < 2 {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        field,
+        value: id.into(),
+        reason: format!("begins the ids of {named}"),
+    })
 }
 
 /// A truncated id names what it begins, if it is not empty.
