@@ -87,6 +87,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
+        cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
         last_readings: LastReadings::default(),
         wire: convert::WIRE_FORMAT,
     };

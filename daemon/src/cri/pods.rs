@@ -58,7 +58,7 @@ pub(super) async fn status(
 ) -> Result<api::PodSandboxStatusResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     let view = pod.view();
     let info = if request.verbose {
@@ -87,7 +87,7 @@ pub(super) async fn update_resources(
     let overhead = parse("overhead", request.overhead)?;
     let resources = parse("resources", request.resources)?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     pod.update(overhead, resources).await?;
     Ok(api::UpdatePodSandboxResourcesResponse {})
