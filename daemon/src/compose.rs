@@ -6,20 +6,26 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use zcri_config::{CgroupManager, Config, HandlerType, PlatformKind};
+use tokio::sync::oneshot;
+use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
+use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
 use zcri_sys::namespace::user::{self, IdMaps, IdRange};
 use zcri_sys::{cgroup, mount, node as facts};
 
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
+use crate::deprecation::Deprecations;
+use crate::events::Events;
+use crate::health::Health;
 use crate::images::Images;
-use crate::network::Network;
+use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
 use crate::state::RecordStore;
-use crate::stats::LastReadings;
+use crate::stats::Readers;
+use crate::streaming::Sessions;
 
 /// Threads for work that blocks (mounts, files, unpacking). Creation of pods is short work on them; a pull keeps a
 /// few busy for long, so that there must be more than pulls can take.
@@ -42,12 +48,52 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Before anybody is told that this process is ready for signals.
     let stop = told_to_stop()?;
     let pods = Pods::recover(node).await?;
+    let sessions = Sessions::new(pods.clone());
+    let streams = Arc::new(Server::bind(stream_config(&config.stream), sessions.clone()).await?);
     let listener = server::bind(&socket)?;
-    tracing::info!(socket = %socket.path.display(), version = env!("CARGO_PKG_VERSION"), "zcrid is serving");
+    tracing::info!(socket = %socket.path.display(), streams = %streams.local_addr(), version = env!("CARGO_PKG_VERSION"),
+        "zcrid is serving");
     notify(&[sd_notify::NotifyState::Ready]);
-    server::serve(Services::new(pods), listener, &socket, stop).await?;
+    let node = pods.node().clone();
+    // So that the first pod and the first status need not wait for it.
+    tokio::spawn(async move { node.handlers.ask_all().await });
+    let (end_streams, end_of_streams) = oneshot::channel::<()>();
+    let streaming = tokio::spawn({
+        let streams = streams.clone();
+        async move { streams.serve(async { drop(end_of_streams.await) }).await }
+    });
+    let stop = async {
+        stop.await;
+        // A subscription has no end of its own.
+        pods.node().events.close();
+    };
+    let services = Services::new(pods.clone(), streams);
+    let served = server::serve(services, listener, &socket, stop).await;
+    // No call gives out a URL any more: now the sessions, then the commands that they were about.
+    drop(end_streams);
+    streaming.await.context("serve sessions")?;
+    sessions.drain().await;
+    served?;
     tracing::info!("zcrid has stopped; pods go on");
     Ok(())
+}
+
+fn stream_config(stream: &zcri_config::Stream) -> ServerConfig {
+    ServerConfig {
+        address: stream.address,
+        port: stream.port,
+        tls: stream.tls.as_ref().map(|tls| TlsConfig {
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+            client_ca: tls.client_ca.clone(),
+            minimum_version: match tls.min_version {
+                zcri_config::TlsVersion::Tls12 => TlsVersion::Tls12,
+                zcri_config::TlsVersion::Tls13 => TlsVersion::Tls13,
+            },
+        }),
+        idle_timeout: stream.idle_timeout.unwrap_or_default(),
+        base_url: stream.base_url.clone(),
+    }
 }
 
 /// Builds the parts in the order in which they need each other.
@@ -78,6 +124,14 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
                 .or(config.platform.kind == PlatformKind::Linux),
             &config.storage.root,
         ),
+        isolation: match config.network.isolation {
+            NetworkIsolation::Namespace => Isolation::Namespace,
+            NetworkIsolation::Stack => Isolation::Stack,
+            NetworkIsolation::Auto => match config.platform.kind {
+                PlatformKind::Linux => Isolation::Namespace,
+                PlatformKind::Zos => Isolation::Stack,
+            },
+        },
         images,
         facts: node_facts,
         cgroups,
@@ -88,7 +142,11 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
         cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
-        last_readings: LastReadings::default(),
+        health: Health::default(),
+        deprecations: Deprecations::default(),
+        config: toml::from_str(&config.to_toml()).context("read the configuration back")?,
+        events: Events::default(),
+        readers: Readers::default(),
         wire: convert::WIRE_FORMAT,
     };
     for dir in [

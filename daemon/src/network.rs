@@ -5,6 +5,8 @@
 //! it succeeds ([`retry`]), whether or not anybody asks again.
 
 mod bandwidth;
+pub(crate) mod isolation;
+mod ports;
 mod readiness;
 mod request;
 mod retry;
@@ -17,12 +19,14 @@ use std::sync::Arc;
 use serde::Serialize;
 use zcri_cni::{Cni, CniDirs};
 
+use self::ports::HostPorts;
 use self::readiness::Readiness;
 use self::retry::Retries;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
 use crate::pod::config::PodConfig;
 
+pub use self::isolation::{Isolation, Place};
 pub use self::readiness::NetworkState;
 pub use self::retry::PendingDetach;
 
@@ -31,8 +35,10 @@ pub struct Network {
     cni: Cni,
     conf_dir: PathBuf,
     template: Option<PathBuf>,
+    netns_token: String,
     collect_garbage: bool,
     readiness: Arc<Readiness>,
+    ports: Arc<HostPorts>,
     retries: Arc<Retries>,
 }
 
@@ -56,13 +62,16 @@ impl Network {
             plugin_dirs: config.plugin_dirs.clone(),
             cache_dir: root.join("cni"),
         };
+        let ports = Arc::<HostPorts>::default();
         Self {
             cni: Cni::new(dirs, config.plugin_timeout),
             conf_dir: config.conf_dir.clone(),
             template: config.conf_template.clone(),
+            netns_token: config.netns_token.clone(),
             collect_garbage,
             readiness: Arc::default(),
-            retries: Arc::default(),
+            retries: Arc::new(Retries::new(ports.clone())),
+            ports,
         }
     }
 
@@ -85,15 +94,18 @@ impl Network {
     /// Attaches a pod; gives its addresses, the primary one first.
     ///
     /// # Errors
-    /// No network is configured, or a plugin failed: what the plugins before it did is undone.
+    /// No network is configured, a port of the node is taken, or a plugin failed: what the plugins before it did is
+    /// undone. [`Self::detach`] gives the pod's ports back.
     pub async fn attach(
         &self,
         id: &PodId,
         config: &PodConfig,
-        netns: &Path,
+        place: Place<'_>,
     ) -> Result<Vec<String>> {
-        let attachment = request::attachment(id, config, netns)?;
+        let netns = isolation::netns(place, &self.netns_token, id);
+        let attachment = request::attachment(id, config, place, netns)?;
         let list = self.cni.load().map_err(|e| failed("configuration", e))?;
+        self.ports.take(id.as_str(), &config.port_mappings)?;
         match list.add(&attachment).await {
             Ok(result) => Ok(result.pod_ips().map(|ip| ip.to_string()).collect()),
             Err(error) => {
@@ -104,6 +116,11 @@ impl Network {
         }
     }
 
+    /// Takes note of a pod that was attached by an earlier daemon.
+    pub fn remember(&self, id: &PodId, config: &PodConfig) {
+        self.ports.remember(id.as_str(), &config.port_mappings);
+    }
+
     /// Detaches a pod; one that is not attached is detached.
     ///
     /// # Errors
@@ -111,6 +128,7 @@ impl Network {
     pub async fn detach(&self, id: &str) -> Result<()> {
         match self.cni.delete(id).await {
             Ok(()) => {
+                self.ports.release(id);
                 self.retries.done(id);
                 Ok(())
             }

@@ -6,13 +6,16 @@ use zcri_sys::cgroup;
 
 use crate::container::config::{ContainerConfig, Resources};
 use crate::container::spec::NodeFacts;
+use crate::deprecation::Deprecations;
 use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::health::Health;
 use crate::images::Images;
-use crate::network::Network;
+use crate::network::{Isolation, Network};
 use crate::pod::config::PodConfig;
 use crate::runtime::{Handlers, ShimLauncher};
 use crate::state::RecordStore;
-use crate::stats::LastReadings;
+use crate::stats::Readers;
 
 /// The concrete parts that the composition root built.
 pub struct Node {
@@ -30,6 +33,8 @@ pub struct Node {
     pub launcher: ShimLauncher,
     /// Pod network.
     pub network: Network,
+    /// What keeps the networks of pods apart.
+    pub isolation: Isolation,
     /// Images.
     pub images: Images,
     /// Facts that decide what a container may have.
@@ -44,8 +49,16 @@ pub struct Node {
     pub pids_limit: Option<u32>,
     /// Directories with descriptions of CDI devices, of which later ones win.
     pub cdi_spec_dirs: Vec<PathBuf>,
-    /// CPU readings, for rates.
-    pub last_readings: LastReadings,
+    /// Checks whether containers could run.
+    pub health: Health,
+    /// Deprecated fields that were used.
+    pub deprecations: Deprecations,
+    /// The configuration in force, as JSON.
+    pub config: serde_json::Value,
+    /// Tells what happens.
+    pub events: Events,
+    /// Who may read usage.
+    pub readers: Readers,
     /// Between records and configurations.
     pub wire: WireFormat,
 }

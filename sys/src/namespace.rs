@@ -7,7 +7,7 @@
 pub mod user;
 
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
@@ -126,6 +126,47 @@ fn enter_new_of_user(user: &PodUserNamespace, others: UnshareFlags) -> Result<()
         }
     }
     pin(&holder.namespace("user"), &user.path)
+}
+
+/// The family of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Makes a TCP socket in the network namespace that is pinned on `namespace`. It does not block, and stays in that
+/// namespace whoever uses it.
+///
+/// Blocks for the time of a few system calls, in a thread of its own that ends before this returns.
+///
+/// # Errors
+/// The namespace is gone, or the system is short of something.
+pub fn tcp_socket(namespace: &Path, family: AddressFamily) -> Result<OwnedFd> {
+    use rustix::net::{SocketFlags, SocketType};
+    let file = std::fs::File::open(namespace).map_err(|e| Error::path("open", namespace, e))?;
+    let make = move || {
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(file.as_fd(), kind)
+            .map_err(|e| Error::call("enter a network namespace", e))?;
+        let family = match family {
+            AddressFamily::V4 => rustix::net::AddressFamily::INET,
+            AddressFamily::V6 => rustix::net::AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+            .map_err(|e| Error::call("make a socket", e))
+    };
+    let thread = std::thread::Builder::new()
+        .name("pod-socket".into())
+        .spawn(make)
+        .map_err(|e| Error::call("start a thread for a socket", e))?;
+    thread.join().unwrap_or_else(|_panic| {
+        let source = std::io::Error::other("the thread panicked");
+        Err(Error::call("make a socket", source))
+    })
 }
 
 /// Pins the namespace `kind` ("pid", "net", ...) of a living process on `path`.

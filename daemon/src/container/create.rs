@@ -137,7 +137,6 @@ pub(crate) async fn unmake(node: &Arc<Node>, id: &ContainerId) -> Result<()> {
         owner.discard(&bundle)?;
         owner.discard(&owner.overlay(id.as_str()))?;
         owner.images.release(id.as_str());
-        owner.last_readings.forget(&id);
         owner
             .records
             .remove_container(id.as_str())
@@ -161,9 +160,10 @@ fn cgroup_path(node: &Node, pod: &PodView, id: &ContainerId) -> String {
 }
 
 fn cgroups_path(node: &Node, pod: &PodView, id: &ContainerId) -> CgroupsPath {
-    let parent = match pod.config.cgroup_parent.as_str() {
-        "" => node.cgroup_parent.clone(),
-        given => given.to_owned(),
+    let parent = match (&pod.stack_cgroup, pod.config.cgroup_parent.as_str()) {
+        (Some(own), _) => own.clone(),
+        (None, "") => node.cgroup_parent.clone(),
+        (None, given) => given.to_owned(),
     };
     match node.cgroup_driver {
         CgroupDriver::Cgroupfs => CgroupsPath::Cgroupfs {
@@ -397,6 +397,7 @@ fn namespace_paths(
         PidMode::Target(target) => Some(workshop.pid_namespace(target_pid(pod, target)?)?),
     };
     Ok(NamespacePaths {
+        on_stack: pod.stack_cgroup.is_some(),
         network: own("net"),
         ipc: own("ipc"),
         uts: own("uts"),
@@ -505,6 +506,7 @@ fn view_with(
         log,
         created_at_ns: record.created_at_ns,
         state,
+        readings: Arc::default(),
     })
 }
 

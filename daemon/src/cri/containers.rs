@@ -8,6 +8,7 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::deprecated;
 use super::filter::{id_matches, labels_match};
 use super::pods::required;
 use crate::container::config::{ContainerConfig, signal};
@@ -27,6 +28,7 @@ pub(super) async fn create(
     let mut given = request.config.unwrap_or_default();
     name_mounted_images(pods, &mut given);
     let config = convert::container_config(&given)?;
+    deprecated::of_container(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
         attempt = config.attempt,
@@ -142,7 +144,18 @@ pub(super) async fn list(
     pods: &Arc<Pods>,
     request: api::ListContainersRequest,
 ) -> Result<api::ListContainersResponse> {
-    let filter = request.filter.unwrap_or_default();
+    let views = matching(pods, request.filter);
+    Ok(api::ListContainersResponse {
+        containers: views.iter().map(|view| item(view)).collect(),
+    })
+}
+
+/// The containers that a filter lets through.
+pub(super) fn matching(
+    pods: &Pods,
+    filter: Option<api::ContainerFilter>,
+) -> Vec<Arc<ContainerView>> {
+    let filter = filter.unwrap_or_default();
     let mut containers = Vec::new();
     for pod in pods.views() {
         if !id_matches(pod.id.as_str(), &filter.pod_sandbox_id) {
@@ -155,9 +168,9 @@ pub(super) async fn list(
                     .is_none_or(|wanted| wanted.state == state(view) as i32)
                 && labels_match(&view.config.labels, &filter.label_selector)
         });
-        containers.extend(matching.map(|view| item(view)));
+        containers.extend(matching.cloned());
     }
-    Ok(api::ListContainersResponse { containers })
+    containers
 }
 
 pub(super) async fn status(
@@ -185,14 +198,14 @@ fn state(view: &ContainerView) -> api::ContainerState {
     }
 }
 
-fn metadata(config: &ContainerConfig) -> api::ContainerMetadata {
+pub(super) fn metadata(config: &ContainerConfig) -> api::ContainerMetadata {
     api::ContainerMetadata {
         name: config.name.clone(),
         attempt: config.attempt,
     }
 }
 
-fn item(view: &ContainerView) -> api::Container {
+pub(super) fn item(view: &ContainerView) -> api::Container {
     api::Container {
         id: view.id.to_string(),
         pod_sandbox_id: view.pod_id.to_string(),
@@ -216,7 +229,7 @@ fn image(view: &ContainerView) -> api::ImageSpec {
     image
 }
 
-fn container_status(view: &ContainerView, facts: &NodeFacts) -> api::ContainerStatus {
+pub(super) fn container_status(view: &ContainerView, facts: &NodeFacts) -> api::ContainerStatus {
     let never = Exited {
         started_at_ns: 0,
         finished_at_ns: 0,

@@ -7,11 +7,14 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::deprecated;
+use super::events::container_statuses;
 use super::filter::{id_matches, labels_match};
 use crate::container::config::Resources;
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
 use crate::pod::{PodState, PodView, Pods};
+use crate::time::now_ns;
 
 pub(super) async fn run(
     pods: &Arc<Pods>,
@@ -19,6 +22,7 @@ pub(super) async fn run(
 ) -> Result<api::RunPodSandboxResponse> {
     let given = request.config.unwrap_or_default();
     let config = convert::pod_config(&given)?;
+    deprecated::of_pod(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
         namespace = config.namespace,
@@ -60,6 +64,8 @@ pub(super) async fn status(
     let pod = pods
         .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
+    // The clock before the picture: what happens in between is told by an event that is newer than this answer.
+    let timestamp = now_ns();
     let view = pod.view();
     let info = if request.verbose {
         verbose(&view)
@@ -69,8 +75,8 @@ pub(super) async fn status(
     Ok(api::PodSandboxStatusResponse {
         status: Some(pod_status(&view)),
         info,
-        containers_statuses: Vec::new(),
-        timestamp: 0,
+        containers_statuses: container_statuses(&view, &pods.node().facts),
+        timestamp,
     })
 }
 
@@ -97,20 +103,24 @@ pub(super) async fn list(
     pods: &Arc<Pods>,
     request: api::ListPodSandboxRequest,
 ) -> Result<api::ListPodSandboxResponse> {
-    let filter = request.filter.unwrap_or_default();
-    let items = pods
-        .views()
-        .iter()
-        .filter(|view| {
-            id_matches(view.id.as_str(), &filter.id)
-                && filter
-                    .state
-                    .is_none_or(|wanted| wanted.state == state(view) as i32)
-                && labels_match(&view.config.labels, &filter.label_selector)
-        })
-        .map(|view| pod_item(view))
-        .collect();
-    Ok(api::ListPodSandboxResponse { items })
+    let views = matching(pods, request.filter);
+    Ok(api::ListPodSandboxResponse {
+        items: views.iter().map(|view| item(view)).collect(),
+    })
+}
+
+/// The pods that a filter lets through.
+pub(super) fn matching(pods: &Pods, filter: Option<api::PodSandboxFilter>) -> Vec<Arc<PodView>> {
+    let filter = filter.unwrap_or_default();
+    let mut views = pods.views();
+    views.retain(|view| {
+        id_matches(view.id.as_str(), &filter.id)
+            && filter
+                .state
+                .is_none_or(|wanted| wanted.state == state(view) as i32)
+            && labels_match(&view.config.labels, &filter.label_selector)
+    });
+    views
 }
 
 /// For fields that must not be empty.
@@ -135,7 +145,7 @@ fn state(view: &PodView) -> api::PodSandboxState {
     }
 }
 
-fn metadata(config: &PodConfig) -> api::PodSandboxMetadata {
+pub(super) fn metadata(config: &PodConfig) -> api::PodSandboxMetadata {
     api::PodSandboxMetadata {
         name: config.name.clone(),
         uid: config.uid.clone(),
@@ -144,7 +154,7 @@ fn metadata(config: &PodConfig) -> api::PodSandboxMetadata {
     }
 }
 
-fn pod_item(view: &PodView) -> api::PodSandbox {
+pub(super) fn item(view: &PodView) -> api::PodSandbox {
     api::PodSandbox {
         id: view.id.to_string(),
         metadata: Some(metadata(&view.config)),
@@ -156,7 +166,7 @@ fn pod_item(view: &PodView) -> api::PodSandbox {
     }
 }
 
-fn pod_status(view: &PodView) -> api::PodSandboxStatus {
+pub(super) fn pod_status(view: &PodView) -> api::PodSandboxStatus {
     let mut addresses = view.addresses.iter().cloned();
     api::PodSandboxStatus {
         id: view.id.to_string(),

@@ -9,12 +9,13 @@ use zcri_sys::namespace::PodUserNamespace;
 use zcri_sys::namespace::user::IdMaps;
 
 use super::actor::{self, PodParts};
-use super::config::{PodConfig, PodPid, PodScope};
+use super::config::{PodConfig, PodPid, PodScope, SysctlNamespace, sysctl_namespace};
 use super::files::{PodFiles, host_name};
 use super::handle::PodHandle;
 use super::teardown;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
+use crate::network::{Isolation, Place, isolation};
 use crate::node::{Node, blocking};
 use crate::runtime::{CreateRequest, Handler, Shim};
 use crate::state::{PodPhase, PodRecord};
@@ -50,6 +51,10 @@ pub(crate) async fn create(
     }
     let handler = handler.name;
     let own_network = config.namespaces.network == PodScope::Pod;
+    let on_stack = own_network && node.isolation == Isolation::Stack;
+    if on_stack {
+        refuse_network_sysctls(&config)?;
+    }
     let mut record = PodRecord {
         id: id.to_string(),
         boot_id: node.boot_id.clone(),
@@ -60,6 +65,7 @@ pub(crate) async fn create(
         addresses: Vec::new(),
         network_attached: own_network,
         init_pid: None,
+        stack_cgroup: on_stack.then(|| isolation::pod_cgroup(&node, &config, &id)),
     };
     node.records
         .put_pod(&record)
@@ -92,6 +98,19 @@ pub(crate) async fn create(
             let remains = Some(actor::spawn(node, parts));
             Err(Failed { error, remains })
         }
+    }
+}
+
+/// Without a network namespace they would be the node's.
+fn refuse_network_sysctls(config: &PodConfig) -> Result<()> {
+    let mut names = config.sysctls.keys();
+    match names.find(|name| sysctl_namespace(name) == Some(SysctlNamespace::Network)) {
+        None => Ok(()),
+        Some(name) => Err(Error::Invalid {
+            field: "linux.sysctls",
+            value: name.clone(),
+            reason: "cannot be set: pods of this node share its TCP/IP stack".into(),
+        }),
     }
 }
 
@@ -133,19 +152,29 @@ async fn build(
     record: &mut PodRecord,
 ) -> Result<Shim> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
-    make_bundle(&files, config).await?;
+    let stack = record.stack_cgroup.as_deref();
+    make_bundle(&files, config, stack.is_some()).await?;
+    if let Some(cgroup) = stack {
+        isolation::make(node, cgroup).await?;
+    }
     // The shim needs nothing of the network and the network nothing of the shim.
     let shim = async {
         let started = node.launcher.start(id.as_str(), &files.bundle).await;
-        started.map_err(|source| runtime_error("start the shim", id, source))
+        let shim = started.map_err(|source| runtime_error("start the shim", id, source))?;
+        if let Some(cgroup) = stack {
+            let pid = shim.pid().await;
+            let pid = pid.map_err(|source| runtime_error("ask the shim", id, source))?;
+            isolation::adopt(node, cgroup, pid).await?;
+        }
+        Ok::<_, Error>(shim)
     };
     let network = async {
         match config.namespaces.network {
             PodScope::Node => Ok(Vec::new()),
             PodScope::Pod => {
-                node.network
-                    .attach(id, config, &files.namespace("net"))
-                    .await
+                let netns = files.namespace("net");
+                let place = stack.map_or(Place::Namespace(&netns), Place::Stack);
+                node.network.attach(id, config, place).await
             }
         }
     };
@@ -164,7 +193,7 @@ async fn build(
 }
 
 /// Directory, files, namespaces and `/dev/shm`.
-async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
+async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>, on_stack: bool) -> Result<()> {
     let (files, config) = (files.clone(), config.clone());
     blocking(move || {
         files
@@ -173,7 +202,7 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
         let scoped = |scope, kind| (scope == PodScope::Pod).then(|| files.namespace(kind));
         // A pod on the host's network has the host's name too, as everywhere in the field.
         let wanted = zcri_sys::namespace::PodNamespaces {
-            net: scoped(config.namespaces.network, "net"),
+            net: scoped(config.namespaces.network, "net").filter(|_| !on_stack),
             ipc: scoped(config.namespaces.ipc, "ipc"),
             uts: scoped(config.namespaces.network, "uts"),
             user: config
@@ -194,7 +223,11 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
         };
-        if wanted.net.is_some() || wanted.ipc.is_some() || wanted.user.is_some() {
+        if wanted.net.is_some()
+            || wanted.ipc.is_some()
+            || wanted.uts.is_some()
+            || wanted.user.is_some()
+        {
             zcri_sys::namespace::create(&wanted).map_err(namespace_error)?;
         }
         files
@@ -232,7 +265,7 @@ async fn start_init(shim: &Shim, id: &PodId, files: &PodFiles, config: &PodConfi
     };
     let joined: Vec<_> = [
         namespace("user", user),
-        namespace("net", config.namespaces.network),
+        namespace("net", config.namespaces.network).filter(|_| files.namespace("net").exists()),
         namespace("uts", config.namespaces.network),
         namespace("ipc", config.namespaces.ipc),
     ]

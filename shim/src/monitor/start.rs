@@ -154,6 +154,7 @@ impl Monitor {
             return;
         };
         process.phase = Phase::Running { pid };
+        let doomed = process.doomed;
         let starter = process.starter.take();
         let is_init = matches!(process.program, Program::Init);
         for pipe in &mut process.io.pipes {
@@ -173,6 +174,9 @@ impl Monitor {
         response.pid = pid;
         if let Some(call) = starter {
             self.reply(call, rpc::answer(&response));
+        }
+        if doomed {
+            self.kill_exec(key);
         }
         if let Some(exit) = self.unclaimed.remove(&pid) {
             self.process_exited(key, exit);
@@ -196,6 +200,7 @@ impl Monitor {
             self.reply(call, Err(error));
         }
         self.reply_all(waiters, &super::control::wait_answer(exit));
+        self.forget_if_doomed(key);
         // A runtime that was killed half-way leaves things; one that failed cleanly has nothing to delete.
         if is_init
             && matches!(
@@ -394,7 +399,7 @@ impl Launch<'_> {
     fn console(&mut self) -> Result<bool, RpcError> {
         if self.process.terminal {
             let listener =
-                super::streams::listen_for_console(&self.files.console).map_err(|e| {
+                super::terminal::listen_for_console(&self.files.console).map_err(|e| {
                     RpcError::internal(format!("listen on {}: {e}", self.files.console.display()))
                 })?;
             let watch = self
@@ -408,6 +413,7 @@ impl Launch<'_> {
 
     /// Gives the command its streams.
     fn streams(&mut self, command: &mut Command) -> std::io::Result<()> {
+        // A container's output is taken even if it has no log: somebody may attach.
         let is_init = matches!(self.process.program, Program::Init);
         let Io {
             stdin,
@@ -421,11 +427,10 @@ impl Launch<'_> {
             give(&end, self.container.stream_owner)?;
             command.stdin(end);
         }
-        let [_, out, err] = &self.process.stdio;
-        for (stream, fifo, name) in [(Stream::Out, stdout, out), (Stream::Err, stderr, err)] {
+        for (stream, fifo) in [(Stream::Out, stdout), (Stream::Err, stderr)] {
             let end: OwnedFd = if let Some(fifo) = fifo.as_ref() {
                 stdio::open_for_process(fifo.as_fd(), OFlags::WRONLY)?
-            } else if is_init && !name.is_empty() {
+            } else if is_init {
                 let (reader, writer) = stdio::output_pipe()?;
                 let watch =
                     self.poll

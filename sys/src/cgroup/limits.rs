@@ -39,16 +39,16 @@ const V2: [&str; 11] = [
 /// others. Two tries are enough for a pair.
 const PASSES: usize = 3;
 
-/// Limits of a group at one moment.
+/// SavedLimits of a group at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
+pub struct SavedLimits {
     files: Vec<(PathBuf, String)>,
 }
 
 impl Tree {
     /// Reads the limits of group `path`. `more` names files of version 2 that are limits too.
     #[must_use]
-    pub fn limits<'a>(&self, path: &str, more: impl IntoIterator<Item = &'a str>) -> Limits {
+    pub fn limits<'a>(&self, path: &str, more: impl IntoIterator<Item = &'a str>) -> SavedLimits {
         let mut paths = Vec::new();
         match self.version() {
             Version::V1 => {
@@ -71,7 +71,7 @@ impl Tree {
             paths.extend(huge_pages(&dir));
         }
         let read = |path: PathBuf| std::fs::read_to_string(&path).ok().map(|text| (path, text));
-        Limits {
+        SavedLimits {
             files: paths.into_iter().filter_map(read).collect(),
         }
     }
@@ -93,7 +93,7 @@ fn huge_pages(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-impl Limits {
+impl SavedLimits {
     /// Writes back what has another value now.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ mod tests {
         );
         assert_eq!(read("memory.current"), "7\n", "no limit");
         assert!(!file("memory.max").exists());
-        assert_eq!(tree.limits("/none", []), Limits { files: Vec::new() });
+        assert_eq!(tree.limits("/none", []), SavedLimits { files: Vec::new() });
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Case {
                 ..ResolvedUser::default()
             },
             namespaces: NamespacePaths {
+                on_stack: false,
                 network: path("net"),
                 ipc: path("ipc"),
                 uts: path("uts"),

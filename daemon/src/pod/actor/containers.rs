@@ -225,6 +225,8 @@ impl Actor {
         tracing::info!(pod = %self.parts.id, container = %id, exit_code = exited.exit_code, reason = exited.reason,
             "container ended");
         set_exited(&self.node, owned, exited);
+        // Now, because what comes next may remove it.
+        self.publish();
     }
 
     /// Clears what a container of a lost shim has left with the OCI runtime.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use zcri_sys::cgroup::Limits;
+use zcri_sys::cgroup::SavedLimits;
 
 use super::{Actor, Owned};
 use crate::container::config::Resources;
@@ -115,7 +115,7 @@ fn record(node: &Node, owned: &mut Owned, resources: &Resources) -> Result<()> {
 }
 
 /// A runtime that fails half way leaves what it has written.
-fn put_back(id: &ContainerId, before: &Limits) {
+fn put_back(id: &ContainerId, before: &SavedLimits) {
     if let Err(error) = before.restore() {
         tracing::error!(container = %id, error = %Chain(&error), "limits of a failed update could not be put back");
     }
