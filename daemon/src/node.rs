@@ -47,6 +47,8 @@ pub struct Node {
     pub cgroup_parent: String,
     /// Limit of processes in a container that names none.
     pub pids_limit: Option<u32>,
+    /// Directories with descriptions of CDI devices, of which later ones win.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Checks whether containers could run.
     pub health: Health,
     /// Deprecated fields that were used.

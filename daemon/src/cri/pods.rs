@@ -62,7 +62,7 @@ pub(super) async fn status(
 ) -> Result<api::PodSandboxStatusResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     // The clock before the picture: what happens in between is told by an event that is newer than this answer.
     let timestamp = now_ns();
@@ -93,7 +93,7 @@ pub(super) async fn update_resources(
     let overhead = parse("overhead", request.overhead)?;
     let resources = parse("resources", request.resources)?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     pod.update(overhead, resources).await?;
     Ok(api::UpdatePodSandboxResourcesResponse {})
