@@ -6,10 +6,12 @@
 mod call;
 mod containers;
 pub mod convert;
+mod deprecated;
 mod events;
 mod filter;
 mod image_service;
 mod images;
+mod info;
 mod metrics;
 mod node_status;
 mod pods;

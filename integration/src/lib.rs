@@ -15,6 +15,7 @@ pub mod node;
 pub mod plugin;
 pub mod pod;
 pub mod stream_client;
+pub mod usage;
 pub mod wait;
 pub mod zos_runc;
 

@@ -11,6 +11,7 @@ mod websocket;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
@@ -98,7 +99,7 @@ impl Streams {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Bytes of a channel.
-    Data(u8, Vec<u8>),
+    Data(u8, Bytes),
     /// A channel has ended.
     Closed(u8),
 }
@@ -320,6 +321,48 @@ impl Remote {
                     String::from_utf8_lossy(&self.seen.stdout)
                 )
             }
+        }
+    }
+
+    /// Sends lines to a program that answers each with `got LINE`, until its output holds `text`. For what goes another
+    /// way than input, such as sizes, and may be overtaken by it.
+    ///
+    /// # Errors
+    /// The program does not answer, or not so within reason.
+    pub async fn prod(&mut self, text: &str) -> Result<()> {
+        let start = std::time::Instant::now();
+        for number in 0_u64.. {
+            self.input
+                .write(format!("try {number}\n").as_bytes())
+                .await?;
+            self.expect(&format!("got try {number}\r\n")).await?;
+            if contains(&self.seen.stdout, text.as_bytes()) {
+                break;
+            }
+            ensure!(
+                start.elapsed() < crate::wait::PATIENCE,
+                "{text:?} did not come"
+            );
+        }
+        Ok(())
+    }
+
+    /// Reads to the end and keeps nothing but the number of bytes of output, and the exit code.
+    ///
+    /// # Errors
+    /// The server does not end the session with an exit code.
+    pub async fn measure(mut self) -> Result<(u64, i32)> {
+        let mut count = 0;
+        while let Some(event) = self.next().await? {
+            if matches!(event, Event::Data(channel::STDOUT | channel::STDERR, _)) {
+                count += (self.seen.stdout.len() + self.seen.stderr.len()) as u64;
+                self.seen.stdout.clear();
+                self.seen.stderr.clear();
+            }
+        }
+        match self.status()? {
+            Status::Code(code) => Ok((count, code)),
+            Status::Failure(why) => bail!("no exit code: {why}"),
         }
     }
 

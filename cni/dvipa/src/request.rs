@@ -169,8 +169,8 @@ pub struct Input {
     pub config: Config,
     /// The result of the plugins before, or at DEL and CHECK of the whole chain.
     pub prev_result: Option<Value>,
-    /// For GC: all attachments that there are.
-    pub valid: Option<Vec<Valid>>,
+    /// For GC: all attachments that there are. libcni leaves an empty list out.
+    pub valid: Vec<Valid>,
 }
 
 impl Input {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use oci_spec::runtime::Spec;
 use zcri_config::WlmTarget;
 use zcri_image::Image;
+use zcri_sys::cgroup;
 use zcri_sys::mount::{IdMap, Overlay, Writable};
 
 use super::config::{ContainerConfig, PidMode, Resources};
@@ -252,6 +253,8 @@ fn write_spec(
         &text("etc/group")?,
     )?;
     check_user_namespace(pod, config, &user)?;
+    host::check_apparmor(config, node.facts.apparmor)?;
+    check_unified(node, "config.linux.resources.unified", &config.resources)?;
     let files = PodFiles::new(pod.bundle.clone());
     let of_pod = pod.config.namespaces.user.as_ref();
     let workshop = Workshop::new(&bundle, of_pod.map(|user| (user, files.namespace("user"))))?;
@@ -289,8 +292,13 @@ fn write_spec(
             container: &record.id,
         },
     };
+<<<<<<< HEAD
     let wlm = node.platform.classify(&pod.config, config, &pod.handler);
     let spec = node.platform.spec(&input, wlm.as_ref())?;
+=======
+    let mut spec = spec::build(&input)?;
+    super::cdi::apply(&node.cdi_spec_dirs, config, &mut spec)?;
+>>>>>>> main
     save_spec(&bundle, &spec)?;
     if config.stdin {
         let stdin = bundle.join("stdin");
@@ -304,6 +312,17 @@ fn write_spec(
         }
     }
     Ok((user.uid, user.gid, user.additional_gids.clone()))
+}
+
+/// The files of `unified` are those of version 2.
+pub(crate) fn check_unified(node: &Node, what: &'static str, given: &Resources) -> Result<()> {
+    match given.unified.keys().next() {
+        Some(key) if node.facts.cgroup_version == cgroup::Version::V1 => Err(Error::Unsupported {
+            what,
+            reason: format!("the controllers of this node are of cgroup version 1 (got {key:?})"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What the pod's user namespace demands of a container.

@@ -8,10 +8,16 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::deprecated;
 use super::filter::{id_matches, labels_match};
+use super::info;
 use super::pods::required;
 use crate::container::config::{ContainerConfig, signal};
+<<<<<<< HEAD
 use crate::container::spec;
+=======
+use crate::container::spec::{NodeFacts, effective_resources};
+>>>>>>> main
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Error, Result};
 use crate::pod::{Pods, StopSignal};
@@ -27,6 +33,7 @@ pub(super) async fn create(
     let mut given = request.config.unwrap_or_default();
     name_mounted_images(pods, &mut given);
     let config = convert::container_config(&given)?;
+    deprecated::of_container(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
         attempt = config.attempt,
@@ -178,12 +185,12 @@ pub(super) async fn status(
     required("container_id", &request.container_id)?;
     let (pod, view) = pods.container(&request.container_id)?;
     let info = if request.verbose {
-        verbose(&view, &pod.view().handler).await
+        info::container(pods.node(), view.clone(), pod.view().handler.clone()).await
     } else {
         HashMap::new()
     };
     Ok(api::ContainerStatusResponse {
-        status: Some(container_status(&view)),
+        status: Some(container_status(&view, &pods.node().facts)),
         info,
     })
 }
@@ -227,7 +234,7 @@ fn image(view: &ContainerView) -> api::ImageSpec {
     image
 }
 
-pub(super) fn container_status(view: &ContainerView) -> api::ContainerStatus {
+pub(super) fn container_status(view: &ContainerView, facts: &NodeFacts) -> api::ContainerStatus {
     let never = Exited {
         started_at_ns: 0,
         finished_at_ns: 0,
@@ -265,7 +272,10 @@ pub(super) fn container_status(view: &ContainerView) -> api::ContainerStatus {
             .map(|path| path.to_string_lossy().into_owned())
             .unwrap_or_default(),
         resources: Some(api::ContainerResources {
-            linux: Some(convert::resources_to_proto(&view.resources)),
+            linux: Some(convert::resources_to_proto(&effective_resources(
+                &view.resources,
+                facts,
+            ))),
             windows: None,
         }),
         image_id: view.image_id.clone(),
@@ -273,6 +283,7 @@ pub(super) fn container_status(view: &ContainerView) -> api::ContainerStatus {
         stop_signal: convert::stop_signal_to_proto(&view.stop_signal).into(),
     }
 }
+<<<<<<< HEAD
 
 /// The annotations of the request, and on z/OS what the container is to the workload manager.
 fn annotations(view: &ContainerView) -> HashMap<String, String> {
@@ -308,3 +319,5 @@ async fn verbose(view: &ContainerView, handler: &str) -> HashMap<String, String>
     });
     HashMap::from([("info".to_owned(), info.to_string())])
 }
+=======
+>>>>>>> main

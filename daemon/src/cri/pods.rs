@@ -7,8 +7,10 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::deprecated;
 use super::events::container_statuses;
 use super::filter::{id_matches, labels_match};
+use super::info;
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
 use crate::pod::{PodState, PodView, Pods};
@@ -20,6 +22,7 @@ pub(super) async fn run(
 ) -> Result<api::RunPodSandboxResponse> {
     let given = request.config.unwrap_or_default();
     let config = convert::pod_config(&given)?;
+    deprecated::of_pod(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
         namespace = config.namespace,
@@ -59,22 +62,41 @@ pub(super) async fn status(
 ) -> Result<api::PodSandboxStatusResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     // The clock before the picture: what happens in between is told by an event that is newer than this answer.
     let timestamp = now_ns();
     let view = pod.view();
     let info = if request.verbose {
-        verbose(&view)
+        info::pod(pods.node(), view.clone()).await
     } else {
         HashMap::new()
     };
     Ok(api::PodSandboxStatusResponse {
         status: Some(pod_status(&view)),
         info,
-        containers_statuses: container_statuses(&view),
+        containers_statuses: container_statuses(&view, &pods.node().facts),
         timestamp,
     })
+}
+
+pub(super) async fn update_resources(
+    pods: &Arc<Pods>,
+    request: api::UpdatePodSandboxResourcesRequest,
+) -> Result<api::UpdatePodSandboxResourcesResponse> {
+    required("pod_sandbox_id", &request.pod_sandbox_id)?;
+    let parse = |field: &str, given: Option<api::LinuxContainerResources>| {
+        given
+            .map(|given| convert::resources(field, &given))
+            .transpose()
+    };
+    let overhead = parse("overhead", request.overhead)?;
+    let resources = parse("resources", request.resources)?;
+    let pod = pods
+        .lookup(&request.pod_sandbox_id)?
+        .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
+    pod.update(overhead, resources).await?;
+    Ok(api::UpdatePodSandboxResourcesResponse {})
 }
 
 pub(super) async fn list(
@@ -165,16 +187,4 @@ pub(super) fn pod_status(view: &PodView) -> api::PodSandboxStatus {
         annotations: view.config.annotations.clone().into_iter().collect(),
         runtime_handler: view.handler.clone(),
     }
-}
-
-/// What `crictl inspectp` shows beside the status.
-fn verbose(view: &PodView) -> HashMap<String, String> {
-    let info = serde_json::json!({
-        "bundle": view.bundle,
-        "runtimeHandler": view.handler,
-        "pid": view.init_pid.unwrap_or(0),
-        "cgroupParent": view.config.cgroup_parent,
-        "containers": view.containers.keys().map(ToString::to_string).collect::<Vec<_>>(),
-    });
-    HashMap::from([("info".to_owned(), info.to_string())])
 }

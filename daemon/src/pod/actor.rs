@@ -5,6 +5,7 @@
 //! done here.
 
 mod containers;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -160,6 +161,16 @@ impl Actor {
                     let result = self.update_container(&id, &resources).await;
                     self.settle(reply, result);
                 }
+                Request::UpdatePod {
+                    overhead,
+                    resources,
+                    reply,
+                } => {
+                    let result = self
+                        .update_pod(overhead.map(|given| *given), resources.map(|given| *given));
+                    self.settle(reply, result);
+                }
+                Request::Settled(reply) => self.settle(reply, Ok(())),
                 Request::ShimGone => {
                     self.shim_gone().await;
                     self.publish();

@@ -242,8 +242,7 @@ async fn make_bundle(
             || wanted.uts.is_some()
             || wanted.user.is_some()
         {
-            zcri_sys::namespace::create(&wanted)
-                .map_err(|e| Error::node("make the namespaces of a pod", e))?;
+            zcri_sys::namespace::create(&wanted).map_err(namespace_error)?;
         }
         files
             .mount_shm(&config)
@@ -252,6 +251,7 @@ async fn make_bundle(
     .await
 }
 
+<<<<<<< HEAD
 /// The namespaces that the pod's shim has for the pod, where zcrid pins none.
 fn own_namespaces(node: &Node, config: &PodConfig) -> Result<ShimNamespaces> {
     if node.platform.pins_namespaces() {
@@ -263,6 +263,22 @@ fn own_namespaces(node: &Node, config: &PodConfig) -> Result<ShimNamespaces> {
         ipc: config.namespaces.ipc == PodScope::Pod,
         hostname: uts.then_some(hostname),
     })
+=======
+/// A sysctl that the kernel does not have, or whose value it does not take, is the request's mistake.
+fn namespace_error(error: zcri_sys::Error) -> Error {
+    match error {
+        zcri_sys::Error::Sysctl {
+            name,
+            value,
+            source,
+        } => Error::Invalid {
+            field: "config.linux.sysctls",
+            value: format!("{name}={value}"),
+            reason: source.to_string(),
+        },
+        other => Error::node("make the namespaces of a pod", other),
+    }
+>>>>>>> main
 }
 
 /// Starts the init of the pod's shared PID namespace and pins that namespace.

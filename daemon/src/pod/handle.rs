@@ -35,6 +35,12 @@ pub(super) enum Request {
         resources: Box<Resources>,
         reply: Reply<()>,
     },
+    UpdatePod {
+        overhead: Option<Box<Resources>>,
+        resources: Option<Box<Resources>>,
+        reply: Reply<()>,
+    },
+    Settled(Reply<()>),
     Ended {
         id: ContainerId,
         exit: Result<Exit, ShimError>,
@@ -146,6 +152,35 @@ impl PodHandle {
         let resources = Box::new(resources);
         self.ask(|reply| Request::UpdateContainer {
             id,
+            resources,
+            reply,
+        })
+        .await
+    }
+
+    /// Waits until everything that the pod was asked for before is done, and seen in [`view`](Self::view).
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    ///
+    /// # Errors
+    /// The pod is gone.
+    pub async fn settled(&self) -> Result<()> {
+        self.ask(Request::Settled).await
+    }
+
+    /// Notes what the pod costs now; what is not given stays.
+    ///
+    /// # Errors
+    /// It could not be recorded; nothing is changed then.
+    pub async fn update(
+        &self,
+        overhead: Option<Resources>,
+        resources: Option<Resources>,
+    ) -> Result<()> {
+        let (overhead, resources) = (overhead.map(Box::new), resources.map(Box::new));
+        self.ask(|reply| Request::UpdatePod {
+            overhead,
             resources,
             reply,
         })

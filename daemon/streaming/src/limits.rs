@@ -35,7 +35,7 @@ pub const STREAM_CREATION_TIMEOUT: Duration = Duration::from_secs(30);
 pub const LINGER: Duration = Duration::from_secs(10);
 
 /// How long a session that is ended from outside (idle, shutdown) may take to send its last frames.
-pub const FAREWELL: Duration = Duration::from_secs(2);
+pub const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The payload of a frame that the server sends, and of one read from an output: what a pipe holds on Linux, so that
 /// one read and one write move all of it.
@@ -48,8 +48,9 @@ pub const READ_SIZE: usize = 64 * 1024;
 /// At least a frame; small, as each of a connection's streams may hold it.
 pub const STREAM_BUFFER: usize = 128 * 1024;
 
-/// A piece of input shorter than this is copied and does not keep the whole read buffer ([`READ_SIZE`]) alive.
-pub const COPY_BELOW: usize = 4 * 1024;
+/// A piece of input shorter than this is copied and does not keep the whole read buffer ([`READ_SIZE`]) alive: a
+/// stream that holds [`STREAM_BUFFER`] keeps at most four times as much.
+pub const COPY_BELOW: usize = 16 * 1024;
 
 /// Answers (pings, replies, resets) that wait for the connection. A client that asks and does not read the answers
 /// is cut off.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Actor, Owned, going_down};
-use crate::container::config::{ContainerConfig, Resources};
+use crate::container::config::ContainerConfig;
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Chain, Error, Result};
 use crate::id::ContainerId;
@@ -266,6 +266,7 @@ impl Actor {
         self.parts.containers.remove(id);
         Ok(())
     }
+<<<<<<< HEAD
 
     pub(super) async fn update_container(
         &mut self,
@@ -312,6 +313,8 @@ impl Actor {
         owned.view = Arc::new(view);
         Ok(())
     }
+=======
+>>>>>>> main
 }
 
 /// Lets go what was mounted for the start alone. A failure shows again when the container is removed.
