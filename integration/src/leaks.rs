@@ -83,6 +83,11 @@ pub fn clear(slot: &Slot) {
     if Path::new("/sys/class/net").join(&bridge).exists() {
         drop(Command::new("ip").args(["link", "del", &bridge]).output());
     }
+    // Addresses of the pods of a node that was killed.
+    for (family, range) in [("-4", slot.subnet()), ("-6", slot.subnet_v6())] {
+        let flush = [family, "addr", "flush", "dev", "lo", "to", &range];
+        drop(Command::new("ip").args(flush).output());
+    }
     for dir in [slot.dir(), slot.state()] {
         drop(std::fs::remove_dir_all(dir));
     }
