@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
 use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
 use zcri_sys::namespace::user::{self, IdMaps, IdRange};
@@ -19,6 +20,7 @@ use crate::deprecation::Deprecations;
 use crate::events::Events;
 use crate::health::Health;
 use crate::images::Images;
+use crate::metrics::http;
 use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
 use crate::platform::{Platform, zos};
@@ -51,6 +53,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let pods = Pods::recover(node).await?;
     let sessions = Sessions::new(pods.clone());
     let streams = Arc::new(Server::bind(stream_config(&config.stream), sessions.clone()).await?);
+    let mut endpoint = serve_metrics(&config, &pods).await?;
     let listener = server::bind(&socket)?;
     tracing::info!(socket = %socket.path.display(), streams = %streams.local_addr(), version = env!("CARGO_PKG_VERSION"),
         "zcrid is serving");
@@ -70,6 +73,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let services = Services::new(pods.clone(), streams);
     let served = server::serve(services, listener, &socket, stop).await;
+    endpoint.shutdown().await;
     // No call gives out a URL any more: now the sessions, then the commands that they were about.
     drop(end_streams);
     streaming.await.context("serve sessions")?;
@@ -77,6 +81,18 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     served?;
     tracing::info!("zcrid has stopped; pods go on");
     Ok(())
+}
+
+/// The endpoint for Prometheus, if one is configured; it ends with what is returned.
+async fn serve_metrics(config: &Config, pods: &Arc<Pods>) -> anyhow::Result<JoinSet<()>> {
+    let mut endpoint = JoinSet::new();
+    if let Some(address) = config.metrics.listen {
+        let listener = http::bind(address).await;
+        let listener = listener.with_context(|| format!("bind metrics.listen {address}"))?;
+        tracing::info!(address = %listener.local_addr()?, "metrics are served");
+        endpoint.spawn(http::serve(listener, pods.clone()));
+    }
+    Ok(endpoint)
 }
 
 fn stream_config(stream: &zcri_config::Stream) -> ServerConfig {
@@ -146,6 +162,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         health: Health::default(),
         deprecations: Deprecations::default(),
         config: toml::from_str(&config.to_toml()).context("read the configuration back")?,
+        operations: Arc::default(),
         events: Events::default(),
         readers: Readers::default(),
         wire: convert::WIRE_FORMAT,

@@ -11,6 +11,7 @@ pub mod events;
 pub mod health;
 pub mod id;
 pub mod images;
+pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod platform;

@@ -1,6 +1,7 @@
 //! What all pods of a node share: directories, records, handlers, images, network.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use zcri_sys::cgroup;
 
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::health::Health;
 use crate::images::Images;
+use crate::metrics::Operations;
 use crate::network::{Isolation, Network};
 use crate::platform::Platform;
 use crate::pod::config::PodConfig;
@@ -61,6 +63,8 @@ pub struct Node {
     pub deprecations: Deprecations,
     /// The configuration in force, as JSON.
     pub config: serde_json::Value,
+    /// What calls did.
+    pub operations: Arc<Operations>,
     /// Tells what happens.
     pub events: Events,
     /// Who may read usage.

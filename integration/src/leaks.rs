@@ -35,11 +35,8 @@ pub fn audit(slot: &Slot) -> Vec<String> {
     note("address lease", leases(slot));
     note("interface", bridge_ports(slot));
     note("firewall rule", firewall(slot));
-<<<<<<< HEAD
     note("dynamic VIPA", lpar::vipas(slot));
-=======
     note("address or route", addresses(slot));
->>>>>>> main
     note("path", daemon_paths(slot));
     found
 }
@@ -95,7 +92,18 @@ pub fn power_off(slot: &Slot) {
         drop(std::fs::remove_dir(dir));
     }
     sysplex::remove(&slot.name());
-    drop(std::fs::remove_dir_all(slot.state()));
+    let bridge = slot.name();
+    if Path::new("/sys/class/net").join(&bridge).exists() {
+        drop(Command::new("ip").args(["link", "del", &bridge]).output());
+    }
+    // Addresses of the pods of a node that was killed.
+    for (family, range) in [("-4", slot.subnet()), ("-6", slot.subnet_v6())] {
+        let flush = [family, "addr", "flush", "dev", "lo", "to", &range];
+        drop(Command::new("ip").args(flush).output());
+    }
+    for dir in [slot.dir(), slot.state()] {
+        drop(std::fs::remove_dir_all(dir));
+    }
 }
 
 /// Addresses and routes of the slot's ranges, and where they are.

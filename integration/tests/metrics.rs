@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context as _, Result, ensure};
 use zcri_integration::pod::words;
@@ -216,5 +218,95 @@ async fn an_oom_kill_is_counted() -> Test {
         Ok(kills.and_then(|m| m.value).filter(|kills| kills.value == 1))
     })
     .await?;
+    node.finish().await
+}
+
+/// One request by hand.
+fn http(address: SocketAddr, request: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(wait::PATIENCE))?;
+    write!(
+        stream,
+        "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// The value of a line.
+fn line(answer: &str, name: &str) -> Result<f64> {
+    let value = answer
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(value
+        .with_context(|| format!("no {name} in {answer}"))?
+        .parse()?)
+}
+
+#[tokio::test]
+async fn prometheus_hears_of_calls_pods_and_images() -> Test {
+    let node = TestNode::builder()
+        .config("[metrics]\nlisten = \"127.0.0.1:0\"\n")
+        .start()
+        .await?;
+    let log = node.log();
+    let address = log
+        .lines()
+        .find(|line| line.contains("metrics are served"))
+        .and_then(|line| line.split("address=").nth(1));
+    let address: SocketAddr = address.context("no address")?.trim().parse()?;
+    let pod = node.pod("p").await?;
+    pod.sleeper("c").await?;
+    let unknown = node.cri().status("f00").await;
+    ensure!(unknown.is_err());
+    let answer = http(address, "GET /metrics")?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    ensure!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+    let count = "zcri_operations_latency_seconds_count{operation=\"RunPodSandbox\"}";
+    assert_eq!(line(&answer, count)? as u64, 1);
+    let sum = "zcri_operations_latency_seconds_sum{operation=\"RunPodSandbox\"}";
+    ensure!(line(&answer, sum)? > 0.0);
+    let errors = "zcri_operations_errors_total{operation=\"ContainerStatus\",code=\"NotFound\"}";
+    assert_eq!(line(&answer, errors)? as u64, 1);
+    assert_eq!(line(&answer, "zcri_pods{state=\"ready\"}")? as u64, 1);
+    assert_eq!(
+        line(&answer, "zcri_containers{state=\"running\"}")? as u64,
+        1
+    );
+    assert_eq!(line(&answer, "zcri_images")? as u64, 1);
+    ensure!(line(&answer, "zcri_image_store_bytes")? > 100_000.0);
+    ensure!(line(&answer, "process_resident_memory_bytes")? > 1e6);
+    ensure!(http(address, "GET /")?.starts_with("HTTP/1.1 404"));
+    ensure!(http(address, "POST /metrics")?.starts_with("HTTP/1.1 405"));
+    node.finish().await
+}
+
+#[tokio::test]
+async fn clients_that_say_nothing_keep_nobody_out_and_the_daemon_not_up() -> Test {
+    let mut node = TestNode::builder()
+        .config("[metrics]\nlisten = \"127.0.0.1:0\"\n")
+        .start()
+        .await?;
+    let log = node.log();
+    let address = log
+        .lines()
+        .find(|line| line.contains("metrics are served"))
+        .and_then(|line| line.split("address=").nth(1));
+    let address: SocketAddr = address.context("no address")?.trim().parse()?;
+    let silent: Vec<_> = (0..20)
+        .map(|_| TcpStream::connect(address))
+        .collect::<Result<_, _>>()?;
+    let answer = tokio::task::spawn_blocking(move || http(address, "GET /metrics")).await??;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    ensure!(node.stop_daemon().await?.success());
+    drop(silent);
+    node.finish().await
+}
+
+#[tokio::test]
+async fn nothing_listens_by_default() -> Test {
+    let node = TestNode::start().await?;
+    ensure!(!node.log().contains("metrics are served"));
     node.finish().await
 }

@@ -127,8 +127,17 @@ async fn many_connections_share_a_session_and_end_apart() -> Test {
     let mut ports = Vec::new();
     for n in 0..50_u8 {
         let port = forward.connect(ECHO).await?;
-        forward.send(port.data, &[n; 1000]).await?;
         ports.push((n, port));
+        // One after the other, as the server takes few at once; all stay open.
+        forward.send(port.data, &[n; 1000]).await?;
+        let seen = forward
+            .read_until(port.data, |seen| seen.len() == 1000)
+            .await?;
+        ensure!(seen.iter().all(|byte| *byte == n));
+    }
+    // All at the same time.
+    for (n, port) in &ports {
+        forward.send(port.data, &[n + 100; 1000]).await?;
     }
     let mut seen = vec![Vec::new(); ports.len()];
     while seen.iter().any(|bytes| bytes.len() < 1000) {
@@ -138,7 +147,7 @@ async fn many_connections_share_a_session_and_end_apart() -> Test {
         }
     }
     for (n, bytes) in seen.iter().enumerate() {
-        ensure!(bytes.iter().all(|byte| usize::from(*byte) == n));
+        ensure!(bytes.iter().all(|byte| usize::from(*byte) == n + 100));
     }
     // The end of one is told to its server, whose end comes back.
     let (_, first) = ports[0];

@@ -112,7 +112,8 @@ impl Pod {
             args.split(';')
                 .filter_map(|pair| pair.split_once('='))
                 .find(|(key, _)| *key == wanted)
-                .map(|(_, value)| value.to_owned())
+                // It is put into lines of a log.
+                .map(|(_, value)| value.replace(char::is_control, ""))
         };
         Ok(Self {
             container,

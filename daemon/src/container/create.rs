@@ -292,13 +292,9 @@ fn write_spec(
             container: &record.id,
         },
     };
-<<<<<<< HEAD
     let wlm = node.platform.classify(&pod.config, config, &pod.handler);
-    let spec = node.platform.spec(&input, wlm.as_ref())?;
-=======
-    let mut spec = spec::build(&input)?;
+    let mut spec = node.platform.spec(&input, wlm.as_ref())?;
     super::cdi::apply(&node.cdi_spec_dirs, config, &mut spec)?;
->>>>>>> main
     save_spec(&bundle, &spec)?;
     if config.stdin {
         let stdin = bundle.join("stdin");

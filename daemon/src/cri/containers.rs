@@ -13,11 +13,7 @@ use super::filter::{id_matches, labels_match};
 use super::info;
 use super::pods::required;
 use crate::container::config::{ContainerConfig, signal};
-<<<<<<< HEAD
-use crate::container::spec;
-=======
-use crate::container::spec::{NodeFacts, effective_resources};
->>>>>>> main
+use crate::container::spec::{self, NodeFacts, effective_resources};
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Error, Result};
 use crate::pod::{Pods, StopSignal};
@@ -283,7 +279,6 @@ pub(super) fn container_status(view: &ContainerView, facts: &NodeFacts) -> api::
         stop_signal: convert::stop_signal_to_proto(&view.stop_signal).into(),
     }
 }
-<<<<<<< HEAD
 
 /// The annotations of the request, and on z/OS what the container is to the workload manager.
 fn annotations(view: &ContainerView) -> HashMap<String, String> {
@@ -297,27 +292,3 @@ fn annotations(view: &ContainerView) -> HashMap<String, String> {
     }
     all
 }
-
-/// What `crictl inspect` shows beside the status.
-async fn verbose(view: &ContainerView, handler: &str) -> HashMap<String, String> {
-    let spec = tokio::fs::read(view.bundle.join("config.json"))
-        .await
-        .unwrap_or_default();
-    let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
-    let wlm = view
-        .wlm
-        .as_ref()
-        .map(|wlm| serde_json::json!({ "serviceClass": wlm.class, "qualifier": wlm.qualifier }));
-    let info = serde_json::json!({
-        "wlm": wlm,
-        "sandboxID": view.pod_id.to_string(),
-        "pid": view.state.pid().unwrap_or(0),
-        "runtimeHandler": handler,
-        "bundle": view.bundle,
-        "cgroup": view.cgroup,
-        "runtimeSpec": spec,
-    });
-    HashMap::from([("info".to_owned(), info.to_string())])
-}
-=======
->>>>>>> main

@@ -77,6 +77,7 @@ fn container_info(node: &Node, view: &ContainerView, handler: &str) -> Value {
         "bundle": view.bundle,
         "writableLayer": view.upper,
         "cgroup": view.cgroup,
+        "wlm": view.wlm.as_ref().map(|wlm| json!({ "serviceClass": wlm.class, "qualifier": wlm.qualifier })),
         "config": record.ok().and_then(|record| asked::<api::ContainerConfig>(&record.config)),
         "runtimeSpec": spec,
     })

@@ -251,7 +251,6 @@ async fn make_bundle(
     .await
 }
 
-<<<<<<< HEAD
 /// The namespaces that the pod's shim has for the pod, where zcrid pins none.
 fn own_namespaces(node: &Node, config: &PodConfig) -> Result<ShimNamespaces> {
     if node.platform.pins_namespaces() {
@@ -263,7 +262,8 @@ fn own_namespaces(node: &Node, config: &PodConfig) -> Result<ShimNamespaces> {
         ipc: config.namespaces.ipc == PodScope::Pod,
         hostname: uts.then_some(hostname),
     })
-=======
+}
+
 /// A sysctl that the kernel does not have, or whose value it does not take, is the request's mistake.
 fn namespace_error(error: zcri_sys::Error) -> Error {
     match error {
@@ -278,7 +278,6 @@ fn namespace_error(error: zcri_sys::Error) -> Error {
         },
         other => Error::node("make the namespaces of a pod", other),
     }
->>>>>>> main
 }
 
 /// Starts the init of the pod's shared PID namespace and pins that namespace.

@@ -266,55 +266,6 @@ impl Actor {
         self.parts.containers.remove(id);
         Ok(())
     }
-<<<<<<< HEAD
-
-    pub(super) async fn update_container(
-        &mut self,
-        id: &ContainerId,
-        resources: &Resources,
-    ) -> Result<()> {
-        let owned = self
-            .parts
-            .containers
-            .get_mut(id)
-            .ok_or_else(|| Error::no_container(id))?;
-        let merged = container::spec::merge_resources(&owned.view.resources, resources);
-        match owned.view.state {
-            ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
-            // The record below is all there is to do.
-            _ if !self.node.platform.has_limits() => {}
-            ContainerState::Running { .. } => {
-                let shim = self
-                    .parts
-                    .shim
-                    .clone()
-                    .ok_or_else(|| owned.view.refuse("update"))?;
-                let limits = container::spec::linux_resources(resources, &self.node.facts);
-                let json =
-                    serde_json::to_vec(&limits).map_err(|e| Error::node("encode resources", e))?;
-                let failed = |source| Error::Runtime {
-                    action: "update",
-                    id: id.to_string(),
-                    source: Box::new(source),
-                };
-                shim.update(id.as_str(), json).await.map_err(failed)?;
-            }
-            ContainerState::Created => {
-                container::rewrite_resources(&self.node, &owned.view, &merged)?
-            }
-        }
-        owned.record.resources = (self.node.wire.encode_resources)(&merged);
-        self.node
-            .records
-            .put_container(&owned.record)
-            .map_err(|e| Error::node("record a container", e))?;
-        let mut view = ContainerView::clone(&owned.view);
-        view.resources = merged;
-        owned.view = Arc::new(view);
-        Ok(())
-    }
-=======
->>>>>>> main
 }
 
 /// Lets go what was mounted for the start alone. A failure shows again when the container is removed.

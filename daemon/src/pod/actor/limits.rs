@@ -37,6 +37,8 @@ impl Actor {
             });
         }
         match owned.view.state {
+            ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
+            _ if !self.node.platform.has_limits() => record(&self.node, owned, &merged)?,
             ContainerState::Running { .. } => {
                 let shim = shim.ok_or_else(|| owned.view.refuse("update"))?;
                 let keys = given.unified.keys().map(String::as_str);
@@ -58,7 +60,6 @@ impl Actor {
                 }
                 done?;
             }
-            ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
         }
         let mut view = ContainerView::clone(&owned.view);
         view.resources = merged;
