@@ -145,20 +145,16 @@ impl Builder {
                 options.as_c_str(),
             )?;
         }
-<<<<<<< HEAD
-        files.write(&slot, &self.drop_in, &self.registries)?;
-        let mut env = self.env;
-        if let Some(service) = &self.zos {
-            env.push(files.write_zos(&slot, service)?);
-        }
-=======
         let mut drop_in = self.drop_in;
         if let Some(cdi) = &self.cdi {
             let dir = files.dir.join("scratch").join(cdi).display().to_string();
             drop_in.push_str(&format!("[runtime]\ncdi_spec_dirs = [{dir:?}]\n"));
         }
         files.write(&slot, &drop_in, &self.registries)?;
->>>>>>> main
+        let mut env = self.env;
+        if let Some(service) = &self.zos {
+            env.push(files.write_zos(&slot, service)?);
+        }
         if !self.no_cni {
             files.write_conflist(&slot)?;
         }

@@ -37,22 +37,11 @@ pub(super) struct Wanted<'a> {
 /// A source cannot be had; the error names the field of the request and the path.
 pub(super) fn gather(wanted: &Wanted<'_>) -> Result<HostParts> {
     let (pod, config) = (wanted.pod, wanted.config);
-<<<<<<< HEAD
-    if let Some(device) = config.cdi_devices.first() {
-        return Err(Error::Unsupported {
-            what: "config.CDI_devices",
-            reason: format!("CDI devices come with a later version (got {device:?})"),
-        });
-    }
     let mountinfo = match std::fs::read_to_string("/proc/self/mountinfo") {
         // A system without it has no propagation to tell of.
         Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
         read => read.map_err(|e| Error::node("read /proc/self/mountinfo", e))?,
     };
-=======
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|e| Error::node("read /proc/self/mountinfo", e))?;
->>>>>>> main
     let mounts = config
         .mounts
         .iter()
