@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
-use zcri_config::{Config, LogFormat};
+use zcri_config::{Config, ConfigError, LogFormat};
 
 use crate::compose;
 use crate::error::Chain;
@@ -38,6 +38,12 @@ enum Command {
         #[arg(long, conflicts_with = "default")]
         check: bool,
     },
+    /// Try whether this node is fit to run pods: the installation verification
+    Check {
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
     /// Print how the running daemon is
     Status {
         /// Tell more of this
@@ -57,11 +63,12 @@ pub fn run() -> ExitCode {
             print!("{}", zcri_config::default_toml());
             Ok(ExitCode::SUCCESS)
         }
-        Some(Command::Config { check: true, .. }) => check(&arguments.config),
+        Some(Command::Config { check: true, .. }) => check_config(&arguments.config),
         Some(Command::Config { .. }) => load(&arguments.config).map(|config| {
             print!("{}", config.to_toml());
             ExitCode::SUCCESS
         }),
+        Some(Command::Check { json }) => crate::check::run(read(&arguments.config), json),
         Some(Command::Status { subject }) => load(&arguments.config)
             .and_then(|config| status::ask(&config.api.listen, subject))
             .map(|text| {
@@ -79,18 +86,22 @@ pub fn run() -> ExitCode {
     })
 }
 
-/// The file named on the command line must be there, the default one need not.
 fn load(path: &Path) -> anyhow::Result<Config> {
-    let given =
-        std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--config"));
-    Ok(if given {
-        Config::load(path)?
-    } else {
-        Config::load_or_default(path)?
-    })
+    Ok(read(path)?)
 }
 
-fn check(path: &Path) -> anyhow::Result<ExitCode> {
+/// The file named on the command line must be there, the default one need not.
+fn read(path: &Path) -> Result<Config, ConfigError> {
+    let given =
+        std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--config"));
+    if given {
+        Config::load(path)
+    } else {
+        Config::load_or_default(path)
+    }
+}
+
+fn check_config(path: &Path) -> anyhow::Result<ExitCode> {
     let problems = load(path)?.check();
     for problem in &problems {
         println!(

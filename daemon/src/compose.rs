@@ -119,7 +119,8 @@ fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
     })
 }
 
-fn handlers(config: &Config) -> Handlers {
+/// The OCI runtimes.
+pub(crate) fn handlers(config: &Config) -> Handlers {
     let systemd_cgroup = config.runtime.cgroup_manager == CgroupManager::Systemd;
     let all = config
         .runtime
@@ -149,7 +150,7 @@ fn handlers(config: &Config) -> Handlers {
 }
 
 /// The configured shim, or the one beside this program.
-fn shim_program(config: &Config) -> anyhow::Result<PathBuf> {
+pub(crate) fn shim_program(config: &Config) -> anyhow::Result<PathBuf> {
     if let Some(path) = &config.runtime.shim {
         return Ok(path.clone());
     }

@@ -1,6 +1,7 @@
 //! The library behind `zcrid`. ARCHITECTURE.md has the map.
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod cli;
 pub mod compose;
 pub mod container;

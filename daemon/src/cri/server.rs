@@ -144,7 +144,8 @@ pub fn bind(options: &SocketOptions) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-fn group_id(name: &str) -> io::Result<Option<u32>> {
+/// Number of a group, given by name or number.
+pub(crate) fn group_id(name: &str) -> io::Result<Option<u32>> {
     if let Ok(number) = name.parse() {
         return Ok(Some(number));
     }
