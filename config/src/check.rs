@@ -56,6 +56,18 @@ impl Config {
         if let Some(shim) = &self.runtime.shim {
             report("runtime.shim", quoted(shim), true, executable(shim));
         }
+        if let Some(tls) = &self.stream.tls {
+            let ca = tls.client_ca.as_ref();
+            for (key, path) in [
+                ("stream.tls_cert_file", Some(&tls.certificate)),
+                ("stream.tls_key_file", Some(&tls.key)),
+                ("stream.tls_client_ca_file", ca),
+            ] {
+                if let Some(path) = path {
+                    report(key, quoted(path), true, readable(path));
+                }
+            }
+        }
         if let Some(name) = &self.api.socket_group {
             report("api.socket_group", format!("{name:?}"), true, group(name));
         }
@@ -116,6 +128,10 @@ fn executable(path: &Path) -> Result<(), String> {
     } else {
         Ok(())
     }
+}
+
+fn readable(path: &Path) -> Result<(), String> {
+    fs::read(path).map(drop).map_err(|e| e.to_string())
 }
 
 fn directory(path: &Path) -> Result<(), String> {

@@ -262,6 +262,21 @@ pub struct Network {
     pub conf_template: Option<PathBuf>,
     /// Whether plugins are told to collect what no pod needs.
     pub gc: Switch,
+    /// What keeps the networks of pods apart.
+    pub isolation: NetworkIsolation,
+    /// What plugins are told in place of the path of a network namespace; `{id}` is the sandbox's id. Not empty.
+    pub netns_token: String,
+}
+
+/// What keeps the networks of pods apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkIsolation {
+    /// As the platform has it.
+    Auto,
+    /// Each pod has a network namespace.
+    Namespace,
+    /// Pods share the node's TCP/IP stack, each with addresses of its own.
+    Stack,
 }
 
 /// What depends on the platform unless it is said.
@@ -297,6 +312,8 @@ impl Default for Network {
             plugin_timeout: Duration::from_secs(60),
             conf_template: None,
             gc: Switch::Auto,
+            isolation: NetworkIsolation::Auto,
+            netns_token: "zcri-{id}".to_owned(),
         }
     }
 }
@@ -371,6 +388,34 @@ pub struct Stream {
     pub address: IpAddr,
     /// Its port; 0 is any free one.
     pub port: u16,
+    /// What its URLs begin with, for clients that reach it under another address: scheme, host and perhaps a port.
+    pub base_url: Option<String>,
+    /// Its certificate; none is plain HTTP.
+    pub tls: Option<StreamTls>,
+    /// How long nothing may move in a session before it is ended; none is for ever.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// The keys of `[stream]` that begin with `tls_`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamTls {
+    /// Certificate with its chain, PEM. Absolute.
+    pub certificate: PathBuf,
+    /// Its private key, PEM. Absolute.
+    pub key: PathBuf,
+    /// Authorities, PEM, one of which must have signed the client's certificate. Absolute.
+    pub client_ca: Option<PathBuf>,
+    /// Older versions are refused.
+    pub min_version: TlsVersion,
+}
+
+/// Versions of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    Tls12,
+    /// RFC 8446.
+    Tls13,
 }
 
 impl Default for Stream {
@@ -378,6 +423,9 @@ impl Default for Stream {
         Self {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
+            base_url: None,
+            tls: None,
+            idle_timeout: Some(Duration::from_secs(4 * 3600)),
         }
     }
 }

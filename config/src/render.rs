@@ -3,8 +3,11 @@
 use toml::Value;
 
 use crate::{
-    config::{Api, Config, Image, Network, Runtime},
-    schema::{CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, PLATFORM_KINDS, SWITCHES},
+    config::{Api, Config, Image, Network, Runtime, Stream, TlsVersion},
+    schema::{
+        CGROUP_MANAGERS, HANDLER_TYPES, LOG_FORMATS, LOG_LEVELS, NETWORK_ISOLATIONS,
+        PLATFORM_KINDS, SWITCHES, TLS_VERSIONS,
+    },
 };
 
 type Row = (&'static str, Value);
@@ -40,10 +43,6 @@ impl Config {
             ("runtime".to_owned(), runtime(r)),
         ];
         tables.extend(handlers(r));
-        let stream = vec![
-            ("address", text(self.stream.address)),
-            ("port", Value::Integer(self.stream.port.into())),
-        ];
         let log = vec![
             ("level", word(LOG_LEVELS, self.log.level)),
             ("format", word(LOG_FORMATS, self.log.format)),
@@ -51,7 +50,7 @@ impl Config {
         tables.extend([
             ("network".to_owned(), network(n)),
             ("image".to_owned(), image(i)),
-            ("stream".to_owned(), stream),
+            ("stream".to_owned(), stream(&self.stream)),
             (
                 "metrics".to_owned(),
                 vec![("listen", optional(self.metrics.listen))],
@@ -118,6 +117,8 @@ fn network(network: &Network) -> Vec<Row> {
             optional(network.conf_template.as_ref().map(|p| p.display())),
         ),
         ("gc", word(SWITCHES, network.gc)),
+        ("isolation", word(NETWORK_ISOLATIONS, network.isolation)),
+        ("netns_token", text(&network.netns_token)),
     ]
 }
 
@@ -134,6 +135,28 @@ fn image(image: &Image) -> Vec<Row> {
         ("max_parallel_layers", number(image.max_parallel_layers)),
         ("max_layer_bytes", number(image.max_layer_bytes)),
         ("max_layer_entries", number(image.max_layer_entries)),
+    ]
+}
+
+fn stream(stream: &Stream) -> Vec<Row> {
+    let tls = stream.tls.as_ref();
+    let path = |path: Option<&std::path::PathBuf>| optional(path.map(|p| p.display()));
+    let version = tls.map_or(TlsVersion::Tls12, |tls| tls.min_version);
+    vec![
+        ("address", text(stream.address)),
+        ("port", number(stream.port)),
+        ("base_url", optional(stream.base_url.as_ref())),
+        ("tls_cert_file", path(tls.map(|tls| &tls.certificate))),
+        ("tls_key_file", path(tls.map(|tls| &tls.key))),
+        (
+            "tls_client_ca_file",
+            path(tls.and_then(|tls| tls.client_ca.as_ref())),
+        ),
+        ("tls_min_version", word(TLS_VERSIONS, version)),
+        (
+            "idle_timeout_seconds",
+            number(stream.idle_timeout.map_or(0, |limit| limit.as_secs())),
+        ),
     ]
 }
 

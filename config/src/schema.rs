@@ -5,7 +5,8 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use crate::{
     config::{
         Api, CgroupManager, Config, Handler, HandlerType, Image, Log, LogFormat, LogLevel, Metrics,
-        Network, Platform, PlatformKind, Runtime, Storage, Stream, Switch,
+        Network, NetworkIsolation, Platform, PlatformKind, Runtime, Storage, Stream, StreamTls,
+        Switch, TlsVersion,
     },
     error::{ConfigError, Fault, Origin},
     read::{Section, absolute_path, array, integer, optional, parsed, printable, string, word},
@@ -22,6 +23,11 @@ pub(crate) const PLATFORM_KINDS: &[(&str, PlatformKind)] =
     &[("linux", PlatformKind::Linux), ("zos", PlatformKind::Zos)];
 pub(crate) const HANDLER_TYPES: &[(&str, HandlerType)] =
     &[("oci", HandlerType::Oci), ("shim", HandlerType::Shim)];
+pub(crate) const NETWORK_ISOLATIONS: &[(&str, NetworkIsolation)] = &[
+    ("auto", NetworkIsolation::Auto),
+    ("namespace", NetworkIsolation::Namespace),
+    ("stack", NetworkIsolation::Stack),
+];
 pub(crate) const SWITCHES: &[(&str, Switch)] = &[
     ("auto", Switch::Auto),
     ("on", Switch::On),
@@ -31,6 +37,8 @@ pub(crate) const CGROUP_MANAGERS: &[(&str, CgroupManager)] = &[
     ("cgroupfs", CgroupManager::Cgroupfs),
     ("systemd", CgroupManager::Systemd),
 ];
+pub(crate) const TLS_VERSIONS: &[(&str, TlsVersion)] =
+    &[("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
 pub(crate) const LOG_LEVELS: &[(&str, LogLevel)] = &[
     ("error", LogLevel::Error),
     ("warn", LogLevel::Warn),
@@ -305,8 +313,25 @@ fn network(mut section: Section, faults: &mut Vec<Fault>) -> Network {
         faults,
     );
     section.set("gc", &mut network.gc, word(SWITCHES), faults);
+    section.set(
+        "isolation",
+        &mut network.isolation,
+        word(NETWORK_ISOLATIONS),
+        faults,
+    );
+    section.set("netns_token", &mut network.netns_token, token, faults);
     section.finish(faults);
     network
+}
+
+/// It travels in an environment variable that must not be empty (CNI SPEC.md, CNI_NETNS).
+fn token(value: &Value) -> Result<String, String> {
+    let text = string(value)?;
+    if text.is_empty() {
+        Err("must not be empty".to_owned())
+    } else {
+        Ok(text)
+    }
 }
 
 fn plugin_dirs(value: &Value) -> Result<Vec<PathBuf>, String> {
@@ -382,8 +407,71 @@ fn stream(mut section: Section, faults: &mut Vec<Fault>) -> Stream {
         faults,
     );
     section.set("port", &mut stream.port, integer(0, u16::MAX), faults);
+    section.set("base_url", &mut stream.base_url, optional(base_url), faults);
+    stream.tls = stream_tls(&mut section, faults);
+    let mut seconds = stream.idle_timeout.map_or(0, |limit| limit.as_secs());
+    section.set(
+        "idle_timeout_seconds",
+        &mut seconds,
+        integer(0, u64::from(u32::MAX)),
+        faults,
+    );
+    stream.idle_timeout = (seconds > 0).then(|| Duration::from_secs(seconds));
     section.finish(faults);
     stream
+}
+
+fn base_url(value: &Value) -> Result<String, String> {
+    let text = string(value)?;
+    let url = text.trim_end_matches('/');
+    let host = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]%".contains(c);
+    match host {
+        Some(host) if !host.is_empty() && host.chars().all(plain) => Ok(url.to_owned()),
+        _ => Err(
+            "must be http:// or https:// with a host and perhaps a port, such as \"https://node7.example:10010\""
+                .to_owned(),
+        ),
+    }
+}
+
+/// Certificate and key go together; the rest means nothing without them.
+fn stream_tls(section: &mut Section, faults: &mut Vec<Fault>) -> Option<StreamTls> {
+    let (mut certificate, mut key, mut client_ca) = (None, None, None);
+    let mut min_version = TlsVersion::Tls12;
+    let path = || optional(absolute_path);
+    let certificate_at = section.set("tls_cert_file", &mut certificate, path(), faults);
+    let key_at = section.set("tls_key_file", &mut key, path(), faults);
+    let ca_at = section.set("tls_client_ca_file", &mut client_ca, path(), faults);
+    section.set(
+        "tls_min_version",
+        &mut min_version,
+        word(TLS_VERSIONS),
+        faults,
+    );
+    let mut alone = |name: &str, origin: Option<Origin>, missing: &str| {
+        faults.push(Fault {
+            key: section.key(name),
+            value: None,
+            origin,
+            reason: format!("is of no use without {missing}"),
+        });
+        None
+    };
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(StreamTls {
+            certificate,
+            key,
+            client_ca,
+            min_version,
+        }),
+        (Some(_), None) => alone("tls_cert_file", certificate_at, "tls_key_file"),
+        (None, Some(_)) => alone("tls_key_file", key_at, "tls_cert_file"),
+        (None, None) if client_ca.is_some() => alone("tls_client_ca_file", ca_at, "tls_cert_file"),
+        (None, None) => None,
+    }
 }
 
 fn metrics(mut section: Section, faults: &mut Vec<Fault>) -> Metrics {

@@ -1,23 +1,29 @@
 //! The composition root: builds every concrete part from the configuration, serves, and shuts down in order.
 
-use std::path::PathBuf;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use zcri_config::{CgroupManager, Config, HandlerType, PlatformKind};
-use zcri_sys::{cgroup, node as facts};
+use tokio::sync::oneshot;
+use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
+use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
+use zcri_sys::namespace::user::{self, IdMaps, IdRange};
+use zcri_sys::{cgroup, mount, node as facts};
 
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
+use crate::events::Events;
 use crate::images::Images;
-use crate::network::Network;
+use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
 use crate::runtime::{Handler, Handlers, ShimLauncher};
 use crate::state::RecordStore;
-use crate::stats::LastReadings;
+use crate::stats::Readers;
+use crate::streaming::Sessions;
 
 /// Threads for work that blocks (mounts, files, unpacking). Creation of pods is short work on them; a pull keeps a
 /// few busy for long, so that there must be more than pulls can take.
@@ -40,12 +46,49 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Before anybody is told that this process is ready for signals.
     let stop = told_to_stop()?;
     let pods = Pods::recover(node).await?;
+    let sessions = Sessions::new(pods.clone());
+    let streams = Arc::new(Server::bind(stream_config(&config.stream), sessions.clone()).await?);
     let listener = server::bind(&socket)?;
-    tracing::info!(socket = %socket.path.display(), version = env!("CARGO_PKG_VERSION"), "zcrid is serving");
+    tracing::info!(socket = %socket.path.display(), streams = %streams.local_addr(), version = env!("CARGO_PKG_VERSION"),
+        "zcrid is serving");
     notify(&[sd_notify::NotifyState::Ready]);
-    server::serve(Services::new(pods), listener, &socket, stop).await?;
+    let (end_streams, end_of_streams) = oneshot::channel::<()>();
+    let streaming = tokio::spawn({
+        let streams = streams.clone();
+        async move { streams.serve(async { drop(end_of_streams.await) }).await }
+    });
+    let stop = async {
+        stop.await;
+        // A subscription has no end of its own.
+        pods.node().events.close();
+    };
+    let services = Services::new(pods.clone(), streams);
+    let served = server::serve(services, listener, &socket, stop).await;
+    // No call gives out a URL any more: now the sessions, then the commands that they were about.
+    drop(end_streams);
+    streaming.await.context("serve sessions")?;
+    sessions.drain().await;
+    served?;
     tracing::info!("zcrid has stopped; pods go on");
     Ok(())
+}
+
+fn stream_config(stream: &zcri_config::Stream) -> ServerConfig {
+    ServerConfig {
+        address: stream.address,
+        port: stream.port,
+        tls: stream.tls.as_ref().map(|tls| TlsConfig {
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+            client_ca: tls.client_ca.clone(),
+            minimum_version: match tls.min_version {
+                zcri_config::TlsVersion::Tls12 => TlsVersion::Tls12,
+                zcri_config::TlsVersion::Tls13 => TlsVersion::Tls13,
+            },
+        }),
+        idle_timeout: stream.idle_timeout.unwrap_or_default(),
+        base_url: stream.base_url.clone(),
+    }
 }
 
 /// Builds the parts in the order in which they need each other.
@@ -57,7 +100,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         );
     }
     let cgroups = cgroup::Tree::detect()?;
-    let node_facts = node_facts(&cgroups)?;
+    let node_facts = node_facts(&cgroups, &config.storage.root)?;
     let images = Images::open(config).await?;
     let node = Node {
         root: config.storage.root.clone(),
@@ -76,6 +119,14 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
                 .or(config.platform.kind == PlatformKind::Linux),
             &config.storage.root,
         ),
+        isolation: match config.network.isolation {
+            NetworkIsolation::Namespace => Isolation::Namespace,
+            NetworkIsolation::Stack => Isolation::Stack,
+            NetworkIsolation::Auto => match config.platform.kind {
+                PlatformKind::Linux => Isolation::Namespace,
+                PlatformKind::Zos => Isolation::Stack,
+            },
+        },
         images,
         facts: node_facts,
         cgroups,
@@ -85,7 +136,8 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
-        last_readings: LastReadings::default(),
+        events: Events::default(),
+        readers: Readers::default(),
         wire: convert::WIRE_FORMAT,
     };
     for dir in [
@@ -99,7 +151,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
     Ok(node)
 }
 
-fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
+fn node_facts(cgroups: &cgroup::Tree, root: &Path) -> anyhow::Result<NodeFacts> {
     let lowest = facts::lowest_oom_score_adj()?;
     if lowest > -1000 {
         tracing::info!(
@@ -114,9 +166,24 @@ fn node_facts(cgroups: &cgroup::Tree) -> anyhow::Result<NodeFacts> {
         seccomp: facts::has_seccomp(),
         apparmor: facts::security_module("apparmor"),
         selinux: facts::security_module("selinux"),
+        user_namespaces: has_user_namespaces(root),
         swap: cgroups.accounts_for_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),
     })
+}
+
+/// Found out by trying, on the file system that has the images: no table of kernels and file systems is ever whole.
+fn has_user_namespaces(root: &Path) -> bool {
+    let all = IdRange {
+        inside: 0,
+        outside: 1,
+        length: 1,
+    };
+    let maps = IdMaps {
+        users: vec![all],
+        groups: vec![all],
+    };
+    user::with_maps(&maps).is_ok_and(|namespace| mount::maps_ids(root, namespace.as_fd()))
 }
 
 /// The OCI runtimes.

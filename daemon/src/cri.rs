@@ -6,17 +6,23 @@
 mod call;
 mod containers;
 pub mod convert;
+mod events;
 mod filter;
 mod image_service;
 mod images;
+mod metrics;
 mod node_status;
 mod pods;
 mod runtime_service;
 pub mod server;
 mod stats;
 mod status;
+mod streaming;
+mod streams;
 
 use std::sync::Arc;
+
+use zcri_streaming::Server;
 
 use crate::pod::Pods;
 
@@ -24,11 +30,12 @@ use crate::pod::Pods;
 #[derive(Clone)]
 pub struct Services {
     pods: Arc<Pods>,
+    streaming: Arc<Server>,
 }
 
 impl Services {
-    /// Over all pods of the node.
-    pub fn new(pods: Arc<Pods>) -> Self {
-        Self { pods }
+    /// Over all pods of the node, and the server of their sessions.
+    pub fn new(pods: Arc<Pods>, streaming: Arc<Server>) -> Self {
+        Self { pods, streaming }
     }
 }

@@ -82,6 +82,15 @@ pub enum Error {
         /// The limit, in seconds.
         seconds: u64,
     },
+    /// Too many of something at the same time.
+    #[error("{action}")]
+    Exhausted {
+        /// What was asked for.
+        action: &'static str,
+        /// What there is too much of.
+        #[source]
+        source: Source,
+    },
     /// An operation on the node's files, mounts or namespaces failed.
     #[error("{action}")]
     Node {

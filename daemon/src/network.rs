@@ -5,6 +5,7 @@
 //! it succeeds ([`retry`]), whether or not anybody asks again.
 
 mod bandwidth;
+pub(crate) mod isolation;
 mod readiness;
 mod request;
 mod retry;
@@ -23,6 +24,7 @@ use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
 use crate::pod::config::PodConfig;
 
+pub use self::isolation::{Isolation, Place};
 pub use self::readiness::NetworkState;
 pub use self::retry::PendingDetach;
 
@@ -31,6 +33,7 @@ pub struct Network {
     cni: Cni,
     conf_dir: PathBuf,
     template: Option<PathBuf>,
+    netns_token: String,
     collect_garbage: bool,
     readiness: Arc<Readiness>,
     retries: Arc<Retries>,
@@ -60,6 +63,7 @@ impl Network {
             cni: Cni::new(dirs, config.plugin_timeout),
             conf_dir: config.conf_dir.clone(),
             template: config.conf_template.clone(),
+            netns_token: config.netns_token.clone(),
             collect_garbage,
             readiness: Arc::default(),
             retries: Arc::default(),
@@ -90,9 +94,10 @@ impl Network {
         &self,
         id: &PodId,
         config: &PodConfig,
-        netns: &Path,
+        place: Place<'_>,
     ) -> Result<Vec<String>> {
-        let attachment = request::attachment(id, config, netns)?;
+        let netns = isolation::netns(place, &self.netns_token, id);
+        let attachment = request::attachment(id, config, place, netns)?;
         let list = self.cni.load().map_err(|e| failed("configuration", e))?;
         match list.add(&attachment).await {
             Ok(result) => Ok(result.pod_ips().map(|ip| ip.to_string()).collect()),

@@ -7,12 +7,13 @@ use zcri_sys::cgroup;
 use crate::container::config::{ContainerConfig, Resources};
 use crate::container::spec::NodeFacts;
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::images::Images;
-use crate::network::Network;
+use crate::network::{Isolation, Network};
 use crate::pod::config::PodConfig;
 use crate::runtime::{Handlers, ShimLauncher};
 use crate::state::RecordStore;
-use crate::stats::LastReadings;
+use crate::stats::Readers;
 
 /// The concrete parts that the composition root built.
 pub struct Node {
@@ -30,6 +31,8 @@ pub struct Node {
     pub launcher: ShimLauncher,
     /// Pod network.
     pub network: Network,
+    /// What keeps the networks of pods apart.
+    pub isolation: Isolation,
     /// Images.
     pub images: Images,
     /// Facts that decide what a container may have.
@@ -42,8 +45,10 @@ pub struct Node {
     pub cgroup_parent: String,
     /// Limit of processes in a container that names none.
     pub pids_limit: Option<u32>,
-    /// CPU readings, for rates.
-    pub last_readings: LastReadings,
+    /// Tells what happens.
+    pub events: Events,
+    /// Who may read usage.
+    pub readers: Readers,
     /// Between records and configurations.
     pub wire: WireFormat,
 }

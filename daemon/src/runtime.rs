@@ -1,7 +1,9 @@
 //! Runtime handlers, and the client of the shim that runs containers with them.
 
+mod features;
 mod handler;
 mod shim;
 
+pub use features::HandlerFeatures;
 pub use handler::{Handler, Handlers};
 pub use shim::{CreateRequest, ExecRequest, Exit, Shim, ShimError, ShimLauncher, exit_file};

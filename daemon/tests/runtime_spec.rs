@@ -123,6 +123,7 @@ impl Bundle {
                 seccomp: node::has_seccomp(),
                 apparmor: false,
                 selinux: false,
+                user_namespaces: true,
                 swap: false,
                 hugetlb: false,
             },
@@ -154,6 +155,7 @@ impl Bundle {
             mount,
             source: source.to_owned(),
             peers: Peers::Private,
+            kept: Vec::new(),
         });
         self
     }

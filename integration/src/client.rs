@@ -9,16 +9,18 @@ use tonic::{Request, Status};
 use zcri_proto::v1::image_service_client::ImageServiceClient;
 use zcri_proto::v1::runtime_service_client::RuntimeServiceClient;
 use zcri_proto::v1::{
-    AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
+    AttachRequest, AuthConfig, Container, ContainerConfig, ContainerFilter, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, ExecRequest, ExecSyncRequest, ExecSyncResponse,
     FilesystemUsage, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest,
     LinuxContainerResources, ListContainersRequest, ListImagesRequest, ListPodSandboxRequest,
     PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxStatus, PodSandboxStatusRequest,
-    PullImageRequest, RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest,
-    ReopenContainerLogRequest, RunPodSandboxRequest, StartContainerRequest, StatusRequest,
-    StatusResponse, StopContainerRequest, StopPodSandboxRequest, UpdateContainerResourcesRequest,
-    VersionRequest, VersionResponse,
+    PortForwardRequest, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
+    RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest,
+    StartContainerRequest, StatusRequest, StatusResponse, StopContainerRequest,
+    StopPodSandboxRequest, UpdateContainerResourcesRequest, VersionRequest, VersionResponse,
 };
+
+use crate::stream_client::Streams;
 
 /// Largest message that the kubelet takes and sends, doubled so that only the server's limits show.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -291,6 +293,54 @@ impl Cri {
             timeout,
         };
         Ok(self.runtime().exec_sync(request).await?.into_inner())
+    }
+
+    /// Exec: the URL of a session.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub async fn exec_url<S: Into<String>>(
+        &self,
+        id: &str,
+        cmd: impl IntoIterator<Item = S>,
+        streams: Streams,
+    ) -> Answer<String> {
+        let request = ExecRequest {
+            container_id: id.to_owned(),
+            cmd: cmd.into_iter().map(Into::into).collect(),
+            tty: streams.tty,
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+        };
+        Ok(self.runtime().exec(request).await?.into_inner().url)
+    }
+
+    /// Attach: the URL of a session.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub async fn attach_url(&self, id: &str, streams: Streams) -> Answer<String> {
+        let request = AttachRequest {
+            container_id: id.to_owned(),
+            tty: streams.tty,
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+        };
+        Ok(self.runtime().attach(request).await?.into_inner().url)
+    }
+
+    /// PortForward: the URL of a session.
+    ///
+    /// # Errors
+    /// As the server says.
+    pub async fn port_forward_url(&self, pod: &str, ports: &[i32]) -> Answer<String> {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.to_owned(),
+            port: ports.to_vec(),
+        };
+        Ok(self.runtime().port_forward(request).await?.into_inner().url)
     }
 
     /// UpdateContainerResources.

@@ -147,6 +147,12 @@ fn processes(slot: &Slot) -> Vec<(Pid, String)> {
         .collect()
 }
 
+/// Processes in the slot's containers whose command line holds `text`.
+pub fn processes_with(slot: &Slot, text: &str) -> Vec<String> {
+    let all = processes(slot).into_iter().map(|(_, command)| command);
+    all.filter(|command| command.contains(text)).collect()
+}
+
 /// Whether a process has ended and is process 1's to wait for: in a container that may never happen.
 fn is_inits_zombie(proc: &Path) -> bool {
     let stat = std::fs::read_to_string(proc.join("stat")).unwrap_or_default();

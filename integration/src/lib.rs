@@ -13,6 +13,7 @@ pub mod leaks;
 pub mod node;
 pub mod plugin;
 pub mod pod;
+pub mod stream_client;
 pub mod wait;
 
 pub use client::Cri;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use crate::TestNode;
+use crate::{TestNode, binaries};
 
 /// Puts a plugin into the node's plugin directory. It answers VERSION; `script` does the rest, with the command in
 /// `$CNI_COMMAND`, and `$result` to write as the result of an ADD.
@@ -42,14 +42,18 @@ pub fn chain(node: &TestNode, plugin: Value) -> Result<()> {
     })
 }
 
-/// The node's chain is this plugin alone, in version 1.1.0 of the specification.
+/// The node's chain is this plugin alone, with these capabilities, in version 1.1.0 of the specification.
 ///
 /// # Errors
 /// The node has no configuration.
-pub fn only(node: &TestNode, plugin: &str) -> Result<()> {
+pub fn only(node: &TestNode, plugin: &str, capabilities: &[&str]) -> Result<()> {
+    let granted: serde_json::Map<_, _> = capabilities
+        .iter()
+        .map(|name| ((*name).to_owned(), json!(true)))
+        .collect();
     edit(node, |list| {
         list["cniVersion"] = json!("1.1.0");
-        list["plugins"] = json!([{ "type": plugin }]);
+        list["plugins"] = json!([{ "type": plugin, "capabilities": granted }]);
         Ok(())
     })
 }
@@ -71,4 +75,32 @@ pub fn leases(node: &TestNode) -> usize {
     entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("10."))
         .count()
+}
+
+/// The node's network is dvipa, with this configuration beside its ranges: the slot's subnet, and one of IPv6 for it.
+///
+/// # Errors
+/// dvipa is not built, or a file cannot be written.
+pub fn dvipa(node: &TestNode, config: Value, chained: &[Value]) -> Result<()> {
+    let link = node.files().plugins.join("dvipa");
+    if !link.exists() {
+        std::os::unix::fs::symlink(binaries::ours("dvipa")?, link)?;
+    }
+    let mut plugin = json!({
+        "type": "dvipa",
+        "vipaRanges": [node.slot().subnet(), node.slot().subnet_v6()],
+        "dataDir": node.files().dir.join("dvipa"),
+        "stack": node.slot().name(),
+        "capabilities": { "ips": true, "cgroupPath": true },
+    });
+    let own = plugin.as_object_mut().context("an object")?;
+    own.extend(config.as_object().cloned().unwrap_or_default());
+    let mut plugins = vec![plugin];
+    plugins.extend_from_slice(chained);
+    // Debian's plugins know no later version.
+    let version = if chained.is_empty() { "1.1.0" } else { "1.0.0" };
+    let list = json!({ "cniVersion": version, "name": node.slot().name(), "plugins": plugins });
+    let path = node.files().cni.join("10-test.conflist");
+    std::fs::write(path, list.to_string())?;
+    Ok(())
 }

@@ -97,7 +97,7 @@ async fn attachments_of_pods_that_are_gone_are_deleted_at_the_start() -> Test {
             calls.display()
         ),
     )?;
-    plugin::only(&node, "tracer")?;
+    plugin::only(&node, "tracer", &[])?;
     node.kill_daemon().await?;
     // As a pod is recorded whose own record was lost.
     let records = node.files().root.join("cni");
@@ -146,7 +146,7 @@ async fn garbage_is_not_collected_where_it_must_not_be() -> Test {
         "tracer",
         &format!("echo $CNI_COMMAND >> {}; echo $result", calls.display()),
     )?;
-    plugin::only(&node, "tracer")?;
+    plugin::only(&node, "tracer", &[])?;
     node.kill_daemon().await?;
     node.start_daemon().await?;
     node.pod("p").await?;
@@ -231,7 +231,7 @@ async fn what_a_plugin_says_to_status_is_the_nodes_condition() -> Test {
         ),
     )?;
     std::fs::write(&flag, "")?;
-    plugin::only(&node, "ranger")?;
+    plugin::only(&node, "ranger", &[])?;
     let full = wait::until("the plugin's answer", wait::PATIENCE, async || {
         let now = readiness(&node).await?;
         Ok(now
@@ -242,7 +242,7 @@ async fn what_a_plugin_says_to_status_is_the_nodes_condition() -> Test {
     .await?;
     assert!(!full.status && full.message.contains("ranger"), "{full:?}");
     std::fs::remove_file(&flag)?;
-    plugin::only(&node, "ranger")?;
+    plugin::only(&node, "ranger", &[])?;
     until_ready(&node, true).await?;
     node.finish().await
 }
@@ -263,7 +263,7 @@ async fn status_does_not_wait_for_a_plugin() -> Test {
             asked.display()
         ),
     )?;
-    plugin::only(&node, "sleeper")?;
+    plugin::only(&node, "sleeper", &[])?;
     wait::until_true("the plugin to be asked", wait::PATIENCE, || asked.exists()).await?;
     let begin = Instant::now();
     readiness(&node).await?;

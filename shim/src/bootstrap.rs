@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use zcri_sys::fork::{Side, exit_now, fork};
 
@@ -44,6 +44,8 @@ pub(crate) enum StartError {
     },
     #[error("{op}: {source}")]
     Call { op: &'static str, source: io::Error },
+    #[error("whoever started this is gone")]
+    Abandoned,
     #[error("the monitor ended while it started, see {log}", log = log.display())]
     Child { log: PathBuf },
 }
@@ -66,6 +68,12 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), StartError> {
         return announce(&socket).map_err(call("print the address"));
     }
     let listener = listen(&socket).map_err(at("listen on", &socket))?;
+    if launcher_is_gone() {
+        // Nobody wants the pod any more. A successor that looked for its monitor before the socket was there took it
+        // for one without; one that looks from now on finds this one and shuts it down.
+        drop(std::fs::remove_file(&socket));
+        return Err(StartError::Abandoned);
+    }
     let log = bundle.join(LOG);
     let log_file = File::options()
         .append(true)
@@ -125,6 +133,23 @@ fn announce(socket: &Path) -> io::Result<()> {
     let mut out = io::stdout().lock();
     write!(out, "unix://{}", socket.display())?;
     out.flush()
+}
+
+/// Whether standard input is a pipe whose other end is closed: zcrid holds it open until this program has answered.
+fn launcher_is_gone() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdin = rustix::stdio::stdin();
+    let pipe = rustix::fs::fstat(stdin)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    let mut watched = [PollFd::new(&stdin, PollFlags::empty())];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    pipe && poll(&mut watched, Some(&now)).is_ok()
+        && watched
+            .iter()
+            .any(|fd| fd.revents().contains(PollFlags::HUP))
 }
 
 fn is_alive(socket: &Path) -> bool {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::Status;
 
+use crate::audience::Audience;
 use crate::cgroup::Cgroup;
 use crate::cri_log::{LogFile, Splitter, Stream};
 use crate::exit_record::Exit;
@@ -121,6 +122,8 @@ pub(crate) struct Process {
     pub(crate) io: Io,
     /// The cgroup of an exec.
     pub(crate) cgroup: Option<Cgroup>,
+    /// An exec that nobody owns any more: it is killed as soon as it can be, and forgotten.
+    pub(crate) doomed: bool,
     pub(crate) starter: Option<Call>,
     pub(crate) waiters: Vec<Call>,
 }
@@ -165,6 +168,7 @@ pub(crate) struct Terminal {
 #[derive(Debug)]
 pub(crate) enum TerminalOutput {
     Null,
+    /// The container's log, if it has one, and those who are attached.
     Log(Splitter),
     /// A FIFO, and what was read for it and not yet taken.
     Fifo(Watch, Vec<u8>),
@@ -240,11 +244,14 @@ pub(crate) struct Container {
     pub(crate) init: Key,
     pub(crate) execs: BTreeMap<String, Key>,
     pub(crate) log: Option<LogFile>,
+    pub(crate) audience: Audience,
     pub(crate) cgroup: Option<Cgroup>,
     /// Counter of OOM kills as last told by the kernel, and the descriptor by which it tells (cgroup version 2).
     pub(crate) oom_kills: u64,
     pub(crate) oom_events: Option<Watch>,
     pub(crate) oom_killed: bool,
+    /// The owner of its streams and of those of its execs, when it has a user namespace.
+    pub(crate) stream_owner: Option<(u32, u32)>,
     pub(crate) paused: bool,
     pub(crate) cleanup: Cleanup,
     pub(crate) deleters: Vec<Call>,

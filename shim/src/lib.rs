@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod audience;
 mod bootstrap;
 mod cgroup;
 mod cleanup;

@@ -1,12 +1,14 @@
 //! The monitor: one thread, one loop over everything that can happen.
 
 mod api;
+mod attach;
 mod connections;
 mod control;
 mod create;
 mod exits;
 mod start;
 mod streams;
+mod terminal;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -51,6 +53,8 @@ pub(crate) enum Source {
     TerminalOutput(Key),
     InitReport(Key),
     OomEvents(Key),
+    /// A FIFO of an attached client of that process, by the client's number.
+    Client(Key, u64, Stream),
 }
 
 /// The buffers of the data path, shared by all streams.
@@ -151,6 +155,7 @@ impl Monitor {
             Source::TerminalOutput(key) => self.terminal_output_ready(key),
             Source::InitReport(key) => self.init_reported(key),
             Source::OomEvents(key) => self.oom_event(key),
+            Source::Client(key, number, stream) => self.client_ready(key, number, stream, flags),
         }
     }
 

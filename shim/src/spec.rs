@@ -12,6 +12,22 @@ pub(crate) struct Spec {
     annotations: Annotations,
     #[serde(default)]
     linux: Linux,
+    #[serde(default)]
+    process: Process,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Process {
+    #[serde(default)]
+    user: User,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct User {
+    #[serde(default)]
+    uid: u32,
+    #[serde(default)]
+    gid: u32,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -26,6 +42,20 @@ struct Linux {
     cgroups_path: Option<String>,
     #[serde(default)]
     namespaces: Vec<Namespace>,
+    #[serde(default, rename = "uidMappings")]
+    uid_mappings: Vec<Mapping>,
+    #[serde(default, rename = "gidMappings")]
+    gid_mappings: Vec<Mapping>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mapping {
+    #[serde(rename = "containerID")]
+    container_id: u32,
+    #[serde(rename = "hostID")]
+    host_id: u32,
+    size: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +94,20 @@ impl Spec {
             .any(|ns| ns.r#type == "pid" && ns.path.as_os_str().is_empty())
     }
 
+    /// Who owns the streams of a container in a user namespace: the ids of its user on the node. The runtime, which
+    /// sees to it elsewhere, cannot change the owner of what is not the namespace's; and who does not own a stream
+    /// cannot open it again by `/dev/stderr`.
+    pub(crate) fn stream_owner(&self) -> Option<(u32, u32)> {
+        let on_node = |mappings: &[Mapping], id: u32| {
+            mappings.iter().find_map(|m| {
+                let offset = id.checked_sub(m.container_id)?;
+                (offset < m.size).then(|| m.host_id.saturating_add(offset))
+            })
+        };
+        let user = &self.process.user;
+        on_node(&self.linux.uid_mappings, user.uid).zip(on_node(&self.linux.gid_mappings, user.gid))
+    }
+
     /// The namespaces that a pod's init joins.
     ///
     /// # Errors
@@ -77,7 +121,7 @@ impl Spec {
             .filter(|ns| !ns.path.as_os_str().is_empty())
         {
             match namespace.r#type.as_str() {
-                "network" | "ipc" | "uts" => paths.push(namespace.path.clone()),
+                "network" | "ipc" | "uts" | "user" => paths.push(namespace.path.clone()),
                 other => return Err(other.to_owned()),
             }
         }
@@ -108,17 +152,37 @@ mod tests {
     }
 
     #[test]
+    fn streams_have_an_owner_in_a_user_namespace() {
+        let spec = |user: &str| {
+            let text = format!(
+                r#"{{"process":{{"user":{user}}},"linux":{{
+                    "uidMappings":[{{"containerID":0,"hostID":1000,"size":10}}],
+                    "gidMappings":[{{"containerID":0,"hostID":5,"size":1}},{{"containerID":7,"hostID":50,"size":2}}]}}}}"#
+            );
+            serde_json::from_str::<Spec>(&text).unwrap().stream_owner()
+        };
+        assert_eq!(spec(r#"{"uid":0,"gid":0}"#), Some((1000, 5)));
+        assert_eq!(spec(r#"{"uid":9,"gid":8}"#), Some((1009, 51)));
+        assert_eq!(spec(r#"{"uid":10,"gid":0}"#), None);
+        assert_eq!(spec(r#"{"uid":0,"gid":1}"#), None);
+        assert_eq!(
+            serde_json::from_str::<Spec>("{}").unwrap().stream_owner(),
+            None
+        );
+    }
+
+    #[test]
     fn a_spec_without_a_linux_section() {
         let spec: Spec = serde_json::from_str(r#"{"zos":{"namespaces":[]}}"#).unwrap();
         assert!(!spec.is_sandbox() && !spec.has_own_pid_namespace());
         assert_eq!(spec.cgroups_path(), None);
-        let shared = r#"{"linux":{"namespaces":[{"type":"user","path":"/x"}]}}"#;
+        let shared = r#"{"linux":{"namespaces":[{"type":"time","path":"/x"}]}}"#;
         assert_eq!(
             serde_json::from_str::<Spec>(shared)
                 .unwrap()
                 .namespaces_to_join()
                 .unwrap_err(),
-            "user"
+            "time"
         );
     }
 }

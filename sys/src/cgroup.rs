@@ -1,12 +1,29 @@
 //! Control groups: which kind the node has, where a process is, and what a group used.
 //!
+//! [`Usage`] is what every round of statistics reads, [`Detail`] what only metrics need beyond it.
+//!
 //! The kind is read at run time. A hybrid tree (v1 controllers and a v2 hierarchy without them beside) counts as
 //! [`Version::V1`], because that is where the controllers are.
 
+mod detail;
+mod files;
+#[cfg(test)]
+mod reading_tests;
+mod usage;
+
 use std::collections::BTreeMap;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::Timespec;
 
 use crate::{Error, Result};
+
+pub use detail::{Detail, DeviceIo, Hugepages, Limits};
+pub use usage::{Pressure, Stall, Usage};
 
 /// Where the controllers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +39,8 @@ pub enum Version {
 pub struct Tree {
     /// v1 mount points by controller name; empty on a pure v2 node.
     controllers: BTreeMap<String, PathBuf>,
+    /// v1 mount points without a controller (`name=systemd`): OCI runtimes make groups there too.
+    named: Vec<PathBuf>,
     /// Mount point of the v2 hierarchy, if there is one.
     unified: Option<PathBuf>,
 }
@@ -40,6 +59,7 @@ impl Tree {
     fn from_mountinfo(text: &str) -> Self {
         let mut tree = Tree {
             controllers: BTreeMap::new(),
+            named: Vec::new(),
             unified: None,
         };
         for line in text.lines() {
@@ -57,6 +77,9 @@ impl Tree {
                 }
                 Some("cgroup") => {
                     for option in right.nth(1).unwrap_or_default().split(',') {
+                        if option.starts_with("name=") {
+                            tree.named.push(point.into());
+                        }
                         tree.controllers
                             .entry(option.to_owned())
                             .or_insert_with(|| point.into());
@@ -80,6 +103,11 @@ impl Tree {
         } else {
             Version::V1
         }
+    }
+
+    /// Mount point of the unified hierarchy, with controllers or (in a hybrid tree) without.
+    pub fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
     }
 
     /// Whether the tree that has the controllers has this one.
@@ -113,13 +141,88 @@ impl Tree {
         Some(root.join(path.trim_start_matches('/')))
     }
 
+    /// Directory of group `path` for huge pages: a hybrid tree may have that controller in either part.
+    fn hugetlb_dir(&self, path: &str) -> Option<PathBuf> {
+        let root = self.controllers.get("hugetlb").or(self.unified.as_ref())?;
+        Some(root.join(path.trim_start_matches('/')))
+    }
+
     /// Every directory that group `path` may have.
     fn dirs(&self, path: &str) -> impl Iterator<Item = PathBuf> {
         let relative = path.trim_start_matches('/').to_owned();
-        let mut roots: Vec<&PathBuf> = self.controllers.values().chain(&self.unified).collect();
+        let mut roots: Vec<&PathBuf> = self
+            .controllers
+            .values()
+            .chain(&self.named)
+            .chain(&self.unified)
+            .collect();
         roots.sort();
         roots.dedup();
         roots.into_iter().map(move |root| root.join(&relative))
+    }
+
+    /// Makes a group of the unified hierarchy, and those above it.
+    ///
+    /// # Errors
+    /// The unified hierarchy is not mounted, or it refused.
+    pub fn make_unified(&self, path: &str) -> Result<PathBuf> {
+        let dir = self.unified_dir(path)?;
+        std::fs::create_dir_all(&dir).map_err(|e| Error::path("make cgroup", &dir, e))?;
+        Ok(dir)
+    }
+
+    /// Moves a process with all its threads into a group of the unified hierarchy. What it starts later is there too.
+    ///
+    /// # Errors
+    /// The group or the process is not there.
+    pub fn join_unified(&self, path: &str, pid: u32) -> Result<()> {
+        let file = self.unified_dir(path)?.join("cgroup.procs");
+        std::fs::write(&file, pid.to_string()).map_err(|e| Error::path("write", file, e))
+    }
+
+    /// Kills all processes of a group of the unified hierarchy and of those below it, and waits until they are gone.
+    /// False when one is not within `patience`. A group that is not there is empty.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn end_unified(&self, path: &str, patience: Duration) -> Result<bool> {
+        let Ok(dir) = self.unified_dir(path) else {
+            return Ok(true);
+        };
+        match std::fs::write(dir.join("cgroup.kill"), "1") {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+            Err(e) => return Err(Error::path("kill cgroup", dir, e)),
+            Ok(()) => {}
+        }
+        let events = dir.join("cgroup.events");
+        let mut file = std::fs::File::open(&events).map_err(|e| Error::path("open", &events, e))?;
+        let until = Instant::now() + patience;
+        loop {
+            let mut text = String::new();
+            file.rewind()
+                .and_then(|()| file.read_to_string(&mut text))
+                .map_err(|e| Error::path("read", &events, e))?;
+            if text.lines().any(|line| line == "populated 0") {
+                return Ok(true);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let wait = Timespec::try_from(left).ok();
+            // The kernel tells of a change as of urgent data (cgroups(7), "cgroup.events").
+            let mut polled = [PollFd::new(&file, PollFlags::PRI)];
+            match poll(&mut polled, wait.as_ref()) {
+                Ok(0) => return Ok(false),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::path("wait for", events, errno)),
+            }
+        }
+    }
+
+    fn unified_dir(&self, path: &str) -> Result<PathBuf> {
+        let missing =
+            || std::io::Error::new(std::io::ErrorKind::NotFound, "cgroup2 is not mounted");
+        let root = self.unified.as_ref();
+        let root = root.ok_or_else(|| Error::path("find cgroup", path, missing()))?;
+        Ok(root.join(path.trim_start_matches('/')))
     }
 
     /// Removes an empty group in every hierarchy; one that is not there is no error.
@@ -153,102 +256,6 @@ impl Tree {
             Err(e) => Err(Error::path("read", file, e)),
         }
     }
-
-    /// What the group used so far. What the kernel does not say stays `None`.
-    pub fn usage(&self, path: &str) -> Usage {
-        match self.version() {
-            Version::V1 => self.usage_v1(path),
-            Version::V2 => self.usage_v2(path),
-        }
-    }
-
-    fn usage_v1(&self, path: &str) -> Usage {
-        let number = |controller: &str, file: &str| {
-            let text = std::fs::read_to_string(self.dir(controller, path)?.join(file)).ok()?;
-            text.trim().parse::<u64>().ok()
-        };
-        let stat = self
-            .dir("memory", path)
-            .and_then(|dir| std::fs::read_to_string(dir.join("memory.stat")).ok())
-            .map(|text| flat_keyed(&text))
-            .unwrap_or_default();
-        let memory_usage = number("memory", "memory.usage_in_bytes");
-        Usage {
-            cpu_ns: number("cpuacct", "cpuacct.usage"),
-            memory_usage,
-            memory_limit: number("memory", "memory.limit_in_bytes")
-                .filter(|limit| *limit < UNLIMITED),
-            // cAdvisor's definition: usage without the page cache that could be dropped at once.
-            working_set: memory_usage.map(|usage| {
-                usage.saturating_sub(stat.get("total_inactive_file").copied().unwrap_or(0))
-            }),
-            rss: stat.get("total_rss").copied(),
-            page_faults: stat.get("total_pgfault").copied(),
-            major_page_faults: stat.get("total_pgmajfault").copied(),
-            swap_usage: stat.get("total_swap").copied(),
-            pids: number("pids", "pids.current"),
-        }
-    }
-
-    fn usage_v2(&self, path: &str) -> Usage {
-        let Some(dir) = self.dir("", path) else {
-            return Usage::default();
-        };
-        let read = |file: &str| std::fs::read_to_string(dir.join(file)).ok();
-        let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
-        let stat = read("memory.stat")
-            .map(|text| flat_keyed(&text))
-            .unwrap_or_default();
-        let memory_usage = number("memory.current");
-        Usage {
-            cpu_ns: read("cpu.stat")
-                .and_then(|text| flat_keyed(&text).get("usage_usec").copied())
-                .map(|us| us.saturating_mul(1000)),
-            memory_usage,
-            memory_limit: number("memory.max"),
-            working_set: memory_usage
-                .map(|usage| usage.saturating_sub(stat.get("inactive_file").copied().unwrap_or(0))),
-            rss: stat.get("anon").copied(),
-            page_faults: stat.get("pgfault").copied(),
-            major_page_faults: stat.get("pgmajfault").copied(),
-            swap_usage: number("memory.swap.current"),
-            pids: number("pids.current"),
-        }
-    }
-}
-
-/// A v1 limit at or above this is "none" (the kernel rounds LLONG_MAX down to a page).
-const UNLIMITED: u64 = 0x7fff_ffff_ffff_0000;
-
-/// What a group used. Times in ns, sizes in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// CPU time of all processes since the group was made.
-    pub cpu_ns: Option<u64>,
-    /// Memory charged now, page cache included.
-    pub memory_usage: Option<u64>,
-    /// Memory limit; `None` when there is none.
-    pub memory_limit: Option<u64>,
-    /// Usage less the inactive page cache.
-    pub working_set: Option<u64>,
-    /// Anonymous memory.
-    pub rss: Option<u64>,
-    /// Page faults since the group was made.
-    pub page_faults: Option<u64>,
-    /// Of these, the ones that read from disk.
-    pub major_page_faults: Option<u64>,
-    /// Swap in use.
-    pub swap_usage: Option<u64>,
-    /// Processes and threads.
-    pub pids: Option<u64>,
-}
-
-/// The "flat keyed" format of cgroup files: a name, a space, a number, one per line.
-fn flat_keyed(text: &str) -> BTreeMap<String, u64> {
-    text.lines()
-        .filter_map(|line| line.split_once(' '))
-        .filter_map(|(k, v)| Some((k.to_owned(), v.parse().ok()?)))
-        .collect()
 }
 
 #[cfg(test)]

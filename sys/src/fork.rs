@@ -36,14 +36,17 @@ pub fn fork() -> io::Result<Side> {
 ///
 /// `clone3` is called directly, so the C library of the child believes to have its parent's thread number; the
 /// child must not create threads or raise signals at itself.
-pub(crate) fn fork_as_namespace_init() -> io::Result<Side> {
+pub(crate) fn fork_as_namespace_init(parent: ParentIs) -> io::Result<Side> {
     require_single_thread()?;
     // SAFETY: all-zero is a valid `clone_args`: no flag, no pointer.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS)
-        .unsigned_abs()
-        .into();
-    args.exit_signal = libc::SIGCHLD.unsigned_abs().into();
+    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    match parent {
+        ParentIs::Caller => args.exit_signal = libc::SIGCHLD.unsigned_abs().into(),
+        // The signal is then that of the caller itself.
+        ParentIs::CallersParent => flags |= libc::CLONE_PARENT,
+    }
+    args.flags = flags.unsigned_abs().into();
     // SAFETY: without CLONE_VM and with a null stack this is a fork; `args` lives across the call, and its size
     // is given. No other thread exists (checked above).
     side(unsafe {
@@ -63,6 +66,15 @@ fn side(result: i64) -> io::Result<Side> {
             .map_err(io::Error::other),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whose child a new process becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ParentIs {
+    /// That of the process that forks.
+    Caller,
+    /// That of the parent of the process that forks.
+    CallersParent,
 }
 
 /// Ends this process at once, without the exit handlers that belong to the process it was forked from.

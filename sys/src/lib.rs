@@ -3,12 +3,18 @@
 //! This is the only crate with `unsafe`. What it offers is safe to call, owns what it opens and names the
 //! path in every error.
 
+pub mod bpf;
 pub mod cgroup;
 mod error;
+pub mod filesystem;
 pub mod fork;
 pub mod mount;
 pub mod namespace;
+pub mod net_usage;
+pub mod netlink;
+pub mod netns;
 pub mod node;
+pub mod open_files;
 pub mod pod_init;
 pub mod process;
 pub mod signal;

@@ -1,35 +1,68 @@
 //! Mounts: the container's overlay, the pod's `/dev/shm`, and their removal.
 
+mod tree;
+
 use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags};
 
 use crate::{Error, Result};
+pub use tree::{DetachedTree, maps_ids};
+use tree::{MappedLayers, move_to};
 
-/// The layers of a container's root file system.
+/// The layers of a root file system.
 #[derive(Debug, Clone)]
 pub struct Overlay<'a> {
-    /// Read-only layers, the top one first; at least one.
+    /// Read-only layers, the top one first; at least one, and at least two where there is no writable one.
     pub lower: &'a [PathBuf],
     /// The writable layer.
+    pub writable: Option<Writable<'a>>,
+    /// Shows the files of the read-only layers with other owners.
+    pub id_map: Option<IdMap<'a>>,
+}
+
+/// The writable layer of an overlay.
+#[derive(Debug, Clone, Copy)]
+pub struct Writable<'a> {
+    /// Where changes go.
     pub upper: &'a Path,
     /// Empty directory on the file system of `upper`, for the kernel's use.
     pub work: &'a Path,
 }
 
-/// Mounts an overlay on `target`.
+/// How the owners of read-only layers are shown.
+#[derive(Debug, Clone, Copy)]
+pub struct IdMap<'a> {
+    /// The user namespace whose mapping is used.
+    pub user_namespace: BorrowedFd<'a>,
+    /// A path where nothing is, for mounts that are needed for the time of the call.
+    pub scratch: &'a Path,
+}
+
+/// Mounts an overlay on `target`. Without a writable layer it is read-only.
 ///
-/// `volatile`, because a container never outlives its machine: without it every unmount would write the whole
-/// upper layer back to disk.
+/// A writable one is `volatile`, because a container never outlives its machine: without it every unmount would
+/// write the whole upper layer back to disk.
 ///
 /// # Errors
 /// The mount was refused; EINVAL is explained in the kernel's log.
 pub fn overlay(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
+    let Some(map) = &overlay.id_map else {
+        return mount_overlay(overlay, target);
+    };
+    let layers = MappedLayers::mount(overlay.lower, map.user_namespace, map.scratch)?;
+    let mapped = Overlay {
+        lower: &layers.paths,
+        ..overlay.clone()
+    };
+    mount_overlay(&mapped, target)
+}
+
+fn mount_overlay(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
     match overlay_by_descriptor(overlay, target) {
         // Before Linux 6.5 there is no `lowerdir+`.
         Err(Errno::INVAL | Errno::NOSYS) => overlay_by_options(overlay, target),
@@ -44,34 +77,32 @@ fn overlay_by_descriptor(overlay: &Overlay<'_>, target: &Path) -> Result<(), Err
     for lower in overlay.lower {
         rustix::mount::fsconfig_set_string(&fs, "lowerdir+", lower)?;
     }
-    rustix::mount::fsconfig_set_string(&fs, "upperdir", overlay.upper)?;
-    rustix::mount::fsconfig_set_string(&fs, "workdir", overlay.work)?;
+    if let Some(writable) = overlay.writable {
+        rustix::mount::fsconfig_set_string(&fs, "upperdir", writable.upper)?;
+        rustix::mount::fsconfig_set_string(&fs, "workdir", writable.work)?;
+        rustix::mount::fsconfig_set_flag(&fs, "volatile")?;
+    }
     rustix::mount::fsconfig_set_string(&fs, "index", "off")?;
-    rustix::mount::fsconfig_set_flag(&fs, "volatile")?;
     rustix::mount::fsconfig_create(&fs)?;
     let mount =
         rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    rustix::mount::move_mount(
-        &mount,
-        "",
-        rustix::fs::CWD,
-        target,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
+    move_to(mount.as_fd(), target)
 }
 
 fn overlay_by_options(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno> {
-    let mut options = Vec::from(*b"index=off,volatile,lowerdir=");
+    let mut options = Vec::from(*b"index=off,lowerdir=");
     for (i, lower) in overlay.lower.iter().enumerate() {
         if i > 0 {
             options.push(b':');
         }
         options.extend_from_slice(lower.as_os_str().as_bytes());
     }
-    options.extend_from_slice(b",upperdir=");
-    options.extend_from_slice(overlay.upper.as_os_str().as_bytes());
-    options.extend_from_slice(b",workdir=");
-    options.extend_from_slice(overlay.work.as_os_str().as_bytes());
+    if let Some(writable) = overlay.writable {
+        options.extend_from_slice(b",volatile,upperdir=");
+        options.extend_from_slice(writable.upper.as_os_str().as_bytes());
+        options.extend_from_slice(b",workdir=");
+        options.extend_from_slice(writable.work.as_os_str().as_bytes());
+    }
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(
         "overlay",
@@ -82,12 +113,13 @@ fn overlay_by_options(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno>
     )
 }
 
-/// Mounts the pod's `/dev/shm`: a tmpfs of `bytes` that everyone may write to and nothing be executed from.
+/// Mounts the pod's `/dev/shm`: a tmpfs of `bytes` that everyone may write to and nothing be executed from, owned by
+/// a user and a group.
 ///
 /// # Errors
 /// The mount was refused.
-pub fn shm(target: &Path, bytes: u64) -> Result<()> {
-    let options = CString::new(format!("mode=1777,size={bytes}"))
+pub fn shm(target: &Path, bytes: u64, (uid, gid): (u32, u32)) -> Result<()> {
+    let options = CString::new(format!("mode=1777,size={bytes},uid={uid},gid={gid}"))
         .map_err(|e| Error::path("mount shm on", target, std::io::Error::from(e)))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("shm", target, "tmpfs", flags, options.as_c_str())
@@ -190,8 +222,11 @@ mod tests {
             way(
                 &Overlay {
                     lower: &lower,
-                    upper: &upper,
-                    work: &work,
+                    writable: Some(Writable {
+                        upper: &upper,
+                        work: &work,
+                    }),
+                    id_map: None,
                 },
                 &target,
             )

@@ -2,10 +2,12 @@
 //!
 //! A pod has no pause container. Its network, IPC and UTS namespaces are made by a thread that enters new ones,
 //! sets them up (loopback, host name, sysctls), bind-mounts its `/proc/thread-self/ns/*` files onto files in
-//! the pod's bundle, and ends.
+//! the pod's bundle, and ends. A pod with a user namespace has them made as that namespace's own, see [`user`].
+
+pub mod user;
 
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
@@ -22,10 +24,21 @@ pub struct PodNamespaces {
     pub ipc: Option<PathBuf>,
     /// File to pin the UTS namespace on.
     pub uts: Option<PathBuf>,
+    /// The user namespace that the others belong to.
+    pub user: Option<PodUserNamespace>,
     /// Host name inside the UTS namespace.
     pub hostname: Option<String>,
     /// Sysctls of these namespaces, by dotted name.
     pub sysctls: Vec<(String, String)>,
+}
+
+/// A pod's user namespace.
+#[derive(Debug, Clone)]
+pub struct PodUserNamespace {
+    /// File to pin it on.
+    pub path: PathBuf,
+    /// Its id maps.
+    pub maps: user::IdMaps,
 }
 
 /// Makes and pins the namespaces; on failure nothing stays pinned.
@@ -50,10 +63,9 @@ pub fn create(wanted: &PodNamespaces) -> Result<()> {
         Err(source) => Err(Error::call("start a thread for namespaces", source)),
     };
     if result.is_err() {
-        for path in [&wanted.net, &wanted.ipc, &wanted.uts]
-            .into_iter()
-            .flatten()
-        {
+        let user = wanted.user.as_ref().map(|user| &user.path);
+        let others = [&wanted.net, &wanted.ipc, &wanted.uts];
+        for path in others.into_iter().flatten().chain(user) {
             // The first error is the one to report; what never was pinned has nothing to undo.
             drop(unpin(path));
         }
@@ -66,10 +78,13 @@ fn create_in_this_thread(wanted: &PodNamespaces) -> Result<()> {
     flags.set(UnshareFlags::NEWNET, wanted.net.is_some());
     flags.set(UnshareFlags::NEWIPC, wanted.ipc.is_some());
     flags.set(UnshareFlags::NEWUTS, wanted.uts.is_some());
-    // SAFETY: the flags name no namespace whose change breaks other threads (no CLONE_FILES, CLONE_FS, CLONE_VM);
-    // the calling thread was made for this and ends afterwards.
-    unsafe { rustix::thread::unshare_unsafe(flags) }
-        .map_err(|e| Error::call("unshare namespaces", e))?;
+    match &wanted.user {
+        Some(user) => enter_new_of_user(user, flags)?,
+        // SAFETY: the flags name no namespace whose change breaks other threads (no CLONE_FILES, CLONE_FS,
+        // CLONE_VM); the calling thread was made for this and ends afterwards.
+        None => unsafe { rustix::thread::unshare_unsafe(flags) }
+            .map_err(|e| Error::call("unshare namespaces", e))?,
+    }
     if wanted.net.is_some() {
         loopback_up()?;
     }
@@ -90,6 +105,68 @@ fn create_in_this_thread(wanted: &PodNamespaces) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes a user namespace with the others in it, pins it, and moves this thread into the others (no thread can enter
+/// a user namespace, but root may act in those that belong to it).
+fn enter_new_of_user(user: &PodUserNamespace, others: UnshareFlags) -> Result<()> {
+    let flags = libc::c_int::try_from(others.bits())
+        .map_err(|_| Error::call("unshare namespaces", std::io::ErrorKind::InvalidInput))?;
+    let holder = user::Holder::start(&user.maps, flags)?;
+    for (flag, kind) in [
+        (UnshareFlags::NEWNET, "net"),
+        (UnshareFlags::NEWIPC, "ipc"),
+        (UnshareFlags::NEWUTS, "uts"),
+    ] {
+        if others.contains(flag) {
+            let path = holder.namespace(kind);
+            let file = std::fs::File::open(&path).map_err(|e| Error::path("open", &path, e))?;
+            rustix::thread::move_into_link_name_space(file.as_fd(), None)
+                .map_err(|e| Error::path("enter", &path, e))?;
+        }
+    }
+    pin(&holder.namespace("user"), &user.path)
+}
+
+/// The family of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Makes a TCP socket in the network namespace that is pinned on `namespace`. It does not block, and stays in that
+/// namespace whoever uses it.
+///
+/// Blocks for the time of a few system calls, in a thread of its own that ends before this returns.
+///
+/// # Errors
+/// The namespace is gone, or the system is short of something.
+pub fn tcp_socket(namespace: &Path, family: AddressFamily) -> Result<OwnedFd> {
+    use rustix::net::{SocketFlags, SocketType};
+    let file = std::fs::File::open(namespace).map_err(|e| Error::path("open", namespace, e))?;
+    let make = move || {
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(file.as_fd(), kind)
+            .map_err(|e| Error::call("enter a network namespace", e))?;
+        let family = match family {
+            AddressFamily::V4 => rustix::net::AddressFamily::INET,
+            AddressFamily::V6 => rustix::net::AddressFamily::INET6,
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+            .map_err(|e| Error::call("make a socket", e))
+    };
+    let thread = std::thread::Builder::new()
+        .name("pod-socket".into())
+        .spawn(make)
+        .map_err(|e| Error::call("start a thread for a socket", e))?;
+    thread.join().unwrap_or_else(|_panic| {
+        let source = std::io::Error::other("the thread panicked");
+        Err(Error::call("make a socket", source))
+    })
 }
 
 /// Pins the namespace `kind` ("pid", "net", ...) of a living process on `path`.
@@ -250,6 +327,7 @@ mod tests {
             net: Some(dir.join("net")),
             ipc: Some(dir.join("ipc")),
             uts: Some(dir.join("uts")),
+            user: None,
             hostname: Some("pod-a".into()),
             sysctls: vec![
                 ("net.ipv4.ip_forward".into(), "1".into()),
@@ -263,6 +341,50 @@ mod tests {
             let ours = rustix::fs::stat(dir.join(name)).unwrap().st_ino;
             assert!(!own.to_string_lossy().contains(&ours.to_string()));
             unpin(&dir.join(name)).unwrap();
+            unpin(&dir.join(name)).unwrap();
+        }
+        std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn namespaces_belong_to_the_user_namespace_of_the_pod() {
+        let dir = std::env::temp_dir().join(format!("zcri-uns-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let range = user::IdRange {
+            inside: 0,
+            outside: 200_000,
+            length: 65536,
+        };
+        let wanted = PodNamespaces {
+            net: Some(dir.join("net")),
+            ipc: Some(dir.join("ipc")),
+            uts: Some(dir.join("uts")),
+            user: Some(PodUserNamespace {
+                path: dir.join("user"),
+                maps: user::IdMaps {
+                    users: vec![range],
+                    groups: vec![range],
+                },
+            }),
+            hostname: Some("pod-u".into()),
+            sysctls: vec![("net.ipv4.ip_forward".into(), "1".into())],
+        };
+        create(&wanted).unwrap();
+        let user = rustix::fs::stat(dir.join("user")).unwrap().st_ino;
+        // ioctl_ns(2): the owner of a namespace.
+        const NS_GET_USERNS: libc::c_ulong = 0xb701;
+        for name in ["net", "ipc", "uts"] {
+            let file = std::fs::File::open(dir.join(name)).unwrap();
+            // SAFETY: this request takes no argument and gives a descriptor.
+            let owner = unsafe {
+                let number = libc::ioctl(file.as_raw_fd(), NS_GET_USERNS as _);
+                assert!(number >= 0);
+                <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number)
+            };
+            assert_eq!(rustix::fs::fstat(&owner).unwrap().st_ino, user, "{name}");
+        }
+        for name in ["net", "ipc", "uts", "user"] {
+            assert!(is_pinned(&dir.join(name)));
             unpin(&dir.join(name)).unwrap();
         }
         std::fs::remove_dir(&dir).unwrap();

@@ -5,15 +5,16 @@
 //! orphans, and it ends on SIGTERM, SIGINT or SIGQUIT.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Gid, Uid};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::DumpableBehavior;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use crate::fork::{Side, exit_now, fork_as_namespace_init};
+use crate::fork::{ParentIs, Side, exit_now, fork, fork_as_namespace_init};
 use crate::{process, signal};
 
 /// Title of the process in `ps`.
@@ -27,7 +28,8 @@ const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
 /// What the init needs to know.
 #[derive(Debug, Clone)]
 pub struct PodInit {
-    /// Files of the namespaces it joins (network, IPC, UTS), in this order.
+    /// Files of the namespaces it joins (network, IPC, UTS), in this order. If a user namespace is among them, the new
+    /// PID namespace belongs to it, and the init is its root.
     pub namespaces: Vec<PathBuf>,
     /// An existing directory on which it mounts its empty root, in its own mount namespace.
     pub root: PathBuf,
@@ -40,10 +42,55 @@ impl PodInit {
     /// The caller has several threads, or the kernel refuses the new namespaces.
     pub fn spawn(&self) -> io::Result<(u32, OwnedFd)> {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        match fork_as_namespace_init()? {
+        if let Some(user) = self.user_namespace()? {
+            return Ok((self.spawn_in(&user, writer)?, reader));
+        }
+        match fork_as_namespace_init(ParentIs::Caller)? {
             Side::Parent(pid) => Ok((pid, reader)),
             Side::Child => self.run(writer),
         }
+    }
+
+    fn user_namespace(&self) -> io::Result<Option<File>> {
+        for path in &self.namespaces {
+            // One that is not there is the init's to tell.
+            if let Ok(file) = File::open(path)
+                && is_user_namespace(&file)?
+            {
+                return Ok(Some(file));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Only a process that is in a user namespace makes namespaces that belong to it. So a child enters it, forks the
+    /// init as its sibling, tells the number, and ends.
+    fn spawn_in(&self, user: &File, report: OwnedFd) -> io::Result<u32> {
+        let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let between = match fork()? {
+            Side::Parent(pid) => pid,
+            Side::Child => {
+                let entered = rustix::thread::move_into_link_name_space(user.as_fd(), None);
+                let forked = entered
+                    .map_err(io::Error::from)
+                    .and_then(|()| fork_as_namespace_init(ParentIs::CallersParent));
+                let answer = match forked {
+                    Ok(Side::Child) => self.run(report),
+                    Ok(Side::Parent(pid)) => i64::from(pid),
+                    Err(e) => -i64::from(e.raw_os_error().unwrap_or(libc::EIO)),
+                };
+                let said = File::from(tell).write_all(&answer.to_ne_bytes());
+                exit_now(i32::from(said.is_err()))
+            }
+        };
+        drop((tell, report));
+        let mut answer = [0; 8];
+        let read = File::from(told).read_exact(&mut answer);
+        wait_for(between)?;
+        read?;
+        let answer = i64::from_ne_bytes(answer);
+        u32::try_from(answer)
+            .map_err(|_| io::Error::from_raw_os_error(i32::try_from(-answer).unwrap_or(libc::EIO)))
     }
 
     fn run(&self, report: OwnedFd) -> ! {
@@ -85,9 +132,14 @@ impl PodInit {
         ])
         .map_err(io_step("reset signals"))?;
         rustix::process::setsid().map_err(step("setsid"))?;
+        let mut in_user_namespace = false;
         for path in &self.namespaces {
             let file =
                 File::open(path).map_err(|e| format!("open namespace {}: {e}", path.display()))?;
+            if is_user_namespace(&file).map_err(io_step("look at a namespace"))? {
+                in_user_namespace = true;
+                continue;
+            }
             rustix::thread::move_into_link_name_space(file.as_fd(), None)
                 .map_err(|e| format!("join namespace {}: {e}", path.display()))?;
         }
@@ -96,6 +148,10 @@ impl PodInit {
         empty_root(&self.root).map_err(step("change to an empty root"))?;
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(step("forbid tracing"))?;
+        if in_user_namespace {
+            // Not before: the files of the node were reached as their owner.
+            become_root().map_err(step("become the root of the user namespace"))?;
+        }
         drop_privileges().map_err(step("drop privileges"))
     }
 }
@@ -128,6 +184,34 @@ fn empty_root(root: &Path) -> rustix::io::Result<()> {
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::mount::mount_remount("/", flags | MountFlags::RDONLY, c"")?;
     rustix::process::chdir("/")
+}
+
+/// Takes the ids 0 of the user namespace that this process is in; until then it has none of its ids.
+fn become_root() -> rustix::io::Result<()> {
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+}
+
+/// ioctl_ns(2)
+fn is_user_namespace(file: &File) -> io::Result<bool> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this request takes no argument.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) };
+    if kind < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(kind == libc::CLONE_NEWUSER)
+}
+
+fn wait_for(child: u32) -> io::Result<()> {
+    let pid = i32::try_from(child)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::io::retry_on_intr(|| {
+        rustix::process::waitpid(pid, rustix::process::WaitOptions::empty())
+    })?;
+    Ok(())
 }
 
 fn drop_privileges() -> rustix::io::Result<()> {

@@ -218,7 +218,8 @@ impl<'a> Chain<'a> {
             .filter(|_| self.record.network.version.has_check());
         // A namespace that is gone took its interfaces along. Plugins know how to go without, not all of them know
         // what a path to nothing means.
-        let netns = if self.record.netns.exists() {
+        // What is no path is a token of a system without them, and good for ever.
+        let netns = if self.record.netns.is_relative() || self.record.netns.exists() {
             self.record.netns.as_os_str()
         } else {
             OsStr::new("")

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::Path};
 use proptest::prelude::*;
 use zcri_config::{
     CgroupManager, Config, ConfigError, Fault, Handler, HandlerType, ImagePlatform, LogFormat,
-    LogLevel, OciPlatform, PlatformKind, default_toml,
+    LogLevel, NetworkIsolation, OciPlatform, PlatformKind, StreamTls, TlsVersion, default_toml,
 };
 
 pub(crate) fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -89,6 +89,8 @@ fn every_key_is_read() {
         plugin_timeout_seconds = 5
         conf_template = "/t/10-pods.conflist"
         gc = "off"
+        isolation = "stack"
+        netns_token = "token"
         [image]
         registries_conf = "/r"
         policy = "/p"
@@ -101,6 +103,12 @@ fn every_key_is_read() {
         [stream]
         address = "::1"
         port = 10010
+        base_url = "https://node7.example:10010/"
+        tls_cert_file = "/t/cert"
+        tls_key_file = "/t/key"
+        tls_client_ca_file = "/t/ca"
+        tls_min_version = "1.3"
+        idle_timeout_seconds = 9
         [metrics]
         listen = "[::1]:9537"
         [log]
@@ -155,6 +163,8 @@ fn every_key_is_read() {
         Some(Path::new("/t/10-pods.conflist"))
     );
     assert!(!config.network.gc.or(true));
+    assert_eq!(config.network.isolation, NetworkIsolation::Stack);
+    assert_eq!(config.network.netns_token, "token");
     assert_eq!(config.image.auth_file.as_deref(), Some(Path::new("/auth")));
     assert_eq!(
         (
@@ -168,6 +178,18 @@ fn every_key_is_read() {
         (config.stream.address.to_string(), config.stream.port),
         ("::1".to_owned(), 10010)
     );
+    assert_eq!(
+        config.stream.base_url.as_deref(),
+        Some("https://node7.example:10010")
+    );
+    let tls = StreamTls {
+        certificate: "/t/cert".into(),
+        key: "/t/key".into(),
+        client_ca: Some("/t/ca".into()),
+        min_version: TlsVersion::Tls13,
+    };
+    assert_eq!(config.stream.tls, Some(tls));
+    assert_eq!(config.stream.idle_timeout.unwrap().as_secs(), 9);
     assert_eq!(config.metrics.listen, Some("[::1]:9537".parse().unwrap()));
     assert_eq!(
         (config.log.level, config.log.format),
@@ -251,12 +273,26 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("network", "plugin_dirs = \"/a\"", "array"),
     ("network", "plugin_timeout_seconds = 0", "from 1 to 3600"),
     ("network", "gc = true", "auto"),
+    ("network", "isolation = \"none\"", "stack"),
+    ("network", "netns_token = \"\"", "empty"),
     ("network", "conf_template = \"10.conflist\"", "absolute"),
     ("image", "pinned = [\"\"]", "name"),
     ("image", "max_parallel_layers = 65", "from 1 to 64"),
     ("image", "max_layer_bytes = 0", "from 1"),
     ("stream", "address = \"localhost\"", "IPv4 or IPv6"),
     ("stream", "port = 65536", "from 0 to 65535"),
+    ("stream", "base_url = \"node7\"", "with a host"),
+    ("stream", "base_url = \"http://\"", "with a host"),
+    ("stream", "base_url = \"http://a/b?c\"", "with a host"),
+    ("stream", "tls_cert_file = \"/a\"", "without tls_key_file"),
+    ("stream", "tls_key_file = \"/a\"", "without tls_cert_file"),
+    (
+        "stream",
+        "tls_client_ca_file = \"/a\"",
+        "without tls_cert_file",
+    ),
+    ("stream", "tls_min_version = \"1.1\"", "1.2"),
+    ("stream", "idle_timeout_seconds = -1", "from 0 to"),
     ("metrics", "listen = \":9537\"", "address and port"),
     ("log", "level = \"INFO\"", "\"info\""),
     ("log", "format = true", "\"text\" or \"json\""),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use zcri_config::{Config, PlatformKind};
-use zcri_sys::mount::{self, Overlay};
+use zcri_sys::mount::{self, Overlay, Writable};
 
 use self::elf::{GREETING, Machine};
 use super::groups;
@@ -134,8 +134,11 @@ impl Hello {
         made().map_err(|e| format!("lay the image out: {e}"))?;
         let overlay = Overlay {
             lower: std::slice::from_ref(&layer),
-            upper: &upper,
-            work: &work,
+            writable: Some(Writable {
+                upper: &upper,
+                work: &work,
+            }),
+            id_map: None,
         };
         mount::overlay(&overlay, &rootfs).map_err(|e| Chain(&e).to_string())
     }

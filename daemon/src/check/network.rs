@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use zcri_cni::{Attachment, Cni, CniDirs, NetworkList, pod_args};
-use zcri_config::{Config, PlatformKind};
+use zcri_config::{Config, NetworkIsolation, PlatformKind};
 use zcri_sys::namespace::{self, PodNamespaces};
 
 use super::Privilege;
@@ -92,11 +92,16 @@ async fn plugins(config: &Config, list: &NetworkList, area: &mut Area<'_>) -> bo
 
 async fn address(config: &Config, scratch: &Scratch, list: &NetworkList, area: &mut Area<'_>) {
     let what = "address";
-    if config.platform.kind == PlatformKind::Zos {
+    let on_the_stack = match config.network.isolation {
+        NetworkIsolation::Namespace => false,
+        NetworkIsolation::Stack => true,
+        NetworkIsolation::Auto => config.platform.kind == PlatformKind::Zos,
+    };
+    if on_the_stack {
         area.skip(
             what,
-            "a DVIPA is tied to the pod that it is made for, and Podman takes from the same range: run a pod, and \
-             see it in `D TCPIP,,NETSTAT,VIPADYN`",
+            "an address on the node's own stack is live at once and tied to a pod: run a pod, and see it in \
+             `ip address` (on z/OS: `D TCPIP,,NETSTAT,VIPADYN`)",
         );
         return;
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{statfs, statvfs};
 use zcri_config::{Config, PlatformKind};
-use zcri_sys::mount::{self, Overlay};
+use zcri_sys::mount::{self, Overlay, Writable};
 
 use super::Privilege;
 use super::network;
@@ -237,8 +237,11 @@ fn overlay(disk: &Path, memory: &Path) -> Result<(), String> {
     mount::overlay(
         &Overlay {
             lower: std::slice::from_ref(&lower),
-            upper: &upper,
-            work: &work,
+            writable: Some(Writable {
+                upper: &upper,
+                work: &work,
+            }),
+            id_map: None,
         },
         &target,
     )

@@ -3,23 +3,40 @@
 //! As with pods the record comes first, and one function that finds nothing to do when called twice undoes
 //! whatever was done.
 
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use zcri_image::Image;
+use zcri_sys::mount::{IdMap, Overlay, Writable};
 
 use super::config::{ContainerConfig, PidMode, Resources};
 use super::host;
+use super::prepared::{self, Workshop};
 use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, SpecInput};
 use super::state::{ContainerState, ContainerView, Exited};
 use super::user_files::read_beneath;
+use super::volumes::ImageVolumes;
 use crate::error::{Chain, Error, Result};
 use crate::id::{ContainerId, PodId};
 use crate::node::{CgroupDriver, Node, blocking};
+use crate::pod::config::UserNamespace;
 use crate::pod::{Owned, PodFiles, PodView};
+use crate::runtime::HandlerFeatures;
 use crate::state::{ContainerPhase, ContainerRecord};
+
+/// What a container is made of, beside its configuration.
+struct Parts {
+    image: Arc<Image>,
+    /// Directories of the image's layers, the top one first.
+    lower: Vec<PathBuf>,
+    /// The same of images that are mounted, by the number of the mount.
+    volumes: BTreeMap<usize, Vec<PathBuf>>,
+    features: HandlerFeatures,
+}
 
 /// Makes a container in a pod that is ready. On failure nothing is left.
 pub(crate) async fn prepare(
@@ -29,6 +46,11 @@ pub(crate) async fn prepare(
     wire: Vec<u8>,
 ) -> Result<Owned> {
     let image = find_image(node, &config)?;
+    let volumes = ImageVolumes::find(&node.images, &config)?;
+    let features = node
+        .handlers
+        .features(node.handlers.get(&pod.handler)?)
+        .await;
     let id = ContainerId::random();
     let record = ContainerRecord {
         id: id.to_string(),
@@ -45,6 +67,7 @@ pub(crate) async fn prepare(
             .layers
             .iter()
             .map(|layer| layer.diff_id.to_string())
+            .chain(volumes.layers())
             .collect(),
         stop_signal: config
             .stop_signal
@@ -56,19 +79,25 @@ pub(crate) async fn prepare(
         phase: ContainerPhase::Creating,
         resources: Vec::new(),
     };
-    let lower = node.images.lease(id.as_str(), &image)?;
-    let made = {
+    let made = async {
         let (node, pod, config) = (node.clone(), pod.clone(), config.clone());
         let (record, id) = (record.clone(), id.clone());
         blocking(move || {
+            let parts = Parts {
+                lower: node.images.lease(id.as_str(), &image)?,
+                volumes: volumes.lease(&node.images, &id)?,
+                image,
+                features,
+            };
             node.records
                 .put_container(&record)
                 .map_err(|e| Error::node("record a container", e))?;
-            make_root(&node, &id, &lower)?;
-            write_spec(&node, &pod, &id, &config, &image, &record)
+            make_root(&node, &pod, &id, &parts.lower)?;
+            write_spec(&node, &pod, &id, &config, &parts, &record)
         })
         .await
-    };
+    }
+    .await;
     let finished = made.and_then(|user| {
         let record = ContainerRecord {
             user,
@@ -101,12 +130,12 @@ pub(crate) async fn unmake(node: &Arc<Node>, id: &ContainerId) -> Result<()> {
     let (owner, id) = (node.clone(), id.clone());
     blocking(move || {
         let bundle = owner.container_bundle(id.as_str());
+        prepared::release(&bundle)?;
         zcri_sys::mount::unmount(&bundle.join("rootfs"))
             .map_err(|e| Error::node("unmount a container's root", e))?;
         owner.discard(&bundle)?;
         owner.discard(&owner.overlay(id.as_str()))?;
         owner.images.release(id.as_str());
-        owner.last_readings.forget(&id);
         owner
             .records
             .remove_container(id.as_str())
@@ -130,9 +159,10 @@ fn cgroup_path(node: &Node, pod: &PodView, id: &ContainerId) -> String {
 }
 
 fn cgroups_path(node: &Node, pod: &PodView, id: &ContainerId) -> CgroupsPath {
-    let parent = match pod.config.cgroup_parent.as_str() {
-        "" => node.cgroup_parent.clone(),
-        given => given.to_owned(),
+    let parent = match (&pod.stack_cgroup, pod.config.cgroup_parent.as_str()) {
+        (Some(own), _) => own.clone(),
+        (None, "") => node.cgroup_parent.clone(),
+        (None, given) => given.to_owned(),
     };
     match node.cgroup_driver {
         CgroupDriver::Cgroupfs => CgroupsPath::Cgroupfs {
@@ -147,7 +177,7 @@ fn cgroups_path(node: &Node, pod: &PodView, id: &ContainerId) -> CgroupsPath {
 }
 
 /// Writable layer, mount point, and the mount.
-fn make_root(node: &Node, id: &ContainerId, lower: &[PathBuf]) -> Result<()> {
+fn make_root(node: &Node, pod: &PodView, id: &ContainerId, lower: &[PathBuf]) -> Result<()> {
     let (bundle, overlay) = (
         node.container_bundle(id.as_str()),
         node.overlay(id.as_str()),
@@ -166,15 +196,35 @@ fn make_root(node: &Node, id: &ContainerId, lower: &[PathBuf]) -> Result<()> {
     make(&work, 0o700)?;
     make(&bundle, 0o711)?;
     make(&rootfs, 0o755)?;
-    zcri_sys::mount::overlay(
-        &zcri_sys::mount::Overlay {
-            lower,
+    let user = pod.config.namespaces.user.as_ref();
+    if let Some((uid, gid)) = user.and_then(UserNamespace::root) {
+        // The top of the writable layer is the container's `/`.
+        std::os::unix::fs::chown(&upper, Some(uid), Some(gid))
+            .map_err(|e| Error::node(format!("change the owner of {}", upper.display()), e))?;
+    }
+    let scratch = bundle.join("layers");
+    let namespace = match user {
+        Some(_) => Some(open_user_namespace(pod)?),
+        None => None,
+    };
+    let overlay = Overlay {
+        lower,
+        writable: Some(Writable {
             upper: &upper,
             work: &work,
-        },
-        &rootfs,
-    )
-    .map_err(|e| Error::node("mount a container's root", e))
+        }),
+        id_map: namespace.as_ref().map(|namespace| IdMap {
+            user_namespace: namespace.as_fd(),
+            scratch: &scratch,
+        }),
+    };
+    zcri_sys::mount::overlay(&overlay, &rootfs)
+        .map_err(|e| Error::node("mount a container's root", e))
+}
+
+fn open_user_namespace(pod: &PodView) -> Result<std::fs::File> {
+    let path = PodFiles::new(pod.bundle.clone()).namespace("user");
+    std::fs::File::open(&path).map_err(|e| Error::node(format!("open {}", path.display()), e))
 }
 
 /// Builds `config.json`; gives the user that the container's first process runs as.
@@ -183,9 +233,10 @@ fn write_spec(
     pod: &PodView,
     id: &ContainerId,
     config: &ContainerConfig,
-    image: &Image,
+    parts: &Parts,
     record: &ContainerRecord,
 ) -> Result<(u32, u32, Vec<u32>)> {
+    let image = &parts.image;
     let bundle = node.container_bundle(id.as_str());
     let rootfs = bundle.join("rootfs");
     let text = |path: &str| {
@@ -198,8 +249,17 @@ fn write_spec(
         &text("etc/passwd")?,
         &text("etc/group")?,
     )?;
+    check_user_namespace(pod, config, &user)?;
     let files = PodFiles::new(pod.bundle.clone());
-    let host = host::gather(&pod.config, config)?;
+    let of_pod = pod.config.namespaces.user.as_ref();
+    let workshop = Workshop::new(&bundle, of_pod.map(|user| (user, files.namespace("user"))))?;
+    let host = host::gather(&host::Wanted {
+        pod: &pod.config,
+        config,
+        volumes: &parts.volumes,
+        features: &parts.features,
+        workshop: &workshop,
+    })?;
     let defaults = ImageDefaults {
         env: image.config.env.clone(),
         entrypoint: image.config.entrypoint.clone(),
@@ -211,7 +271,7 @@ fn write_spec(
         container: config,
         image: &defaults,
         user: &user,
-        namespaces: namespace_paths(pod, &files, config)?,
+        namespaces: namespace_paths(pod, &files, config, &workshop)?,
         rootfs: &rootfs,
         cgroups: &cgroups_path(node, pod, id),
         paths: HostPaths {
@@ -235,8 +295,49 @@ fn write_spec(
         rustix::fs::mknodat(rustix::fs::CWD, &stdin, rustix::fs::FileType::Fifo, mode, 0).map_err(
             |e| Error::node(format!("make {}", stdin.display()), std::io::Error::from(e)),
         )?;
+        if let Some((uid, gid)) = of_pod.and_then(UserNamespace::root) {
+            std::os::unix::fs::chown(&stdin, Some(uid), Some(gid))
+                .map_err(|e| Error::node(format!("change the owner of {}", stdin.display()), e))?;
+        }
     }
     Ok((user.uid, user.gid, user.additional_gids.clone()))
+}
+
+/// What the pod's user namespace demands of a container.
+fn check_user_namespace(
+    pod: &PodView,
+    config: &ContainerConfig,
+    user: &spec::ResolvedUser,
+) -> Result<()> {
+    let of_pod = pod.config.namespaces.user.as_ref();
+    let refused = |field, value: String, reason: &str| {
+        Err(Error::Invalid {
+            field,
+            value,
+            reason: reason.into(),
+        })
+    };
+    if let Some(own) = &config.security.user_namespace
+        && Some(own) != of_pod
+    {
+        let field = "config.linux.security_context.namespace_options.userns_options";
+        return refused(field, format!("{own:?}"), "must be that of the pod");
+    }
+    let Some(of_pod) = of_pod else { return Ok(()) };
+    if !of_pod.maps_user(user.uid) {
+        let field = "config.linux.security_context.run_as_user";
+        let value = user.uid.to_string();
+        return refused(field, value, "is not mapped by the pod's user namespace");
+    }
+    let groups = std::iter::once(&user.gid).chain(&user.additional_gids);
+    match groups.into_iter().find(|gid| !of_pod.maps_group(**gid)) {
+        Some(gid) => refused(
+            "config.linux.security_context.supplemental_groups",
+            gid.to_string(),
+            "is not mapped by the pod's user namespace",
+        ),
+        None => Ok(()),
+    }
 }
 
 fn save_spec(bundle: &Path, spec: &Spec) -> Result<()> {
@@ -272,28 +373,50 @@ fn namespace_paths(
     pod: &PodView,
     files: &PodFiles,
     config: &ContainerConfig,
+    workshop: &Workshop<'_>,
 ) -> Result<NamespacePaths> {
     let own = |kind: &str| Some(files.namespace(kind)).filter(|path| path.exists());
     let pid = match &config.security.pid {
         PidMode::Pod => own("pid"),
         PidMode::Container | PidMode::Node => None,
-        PidMode::Target(target) => {
-            let found = pod
-                .containers
-                .iter()
-                .find(|(id, _)| id.as_str().starts_with(target.as_str()));
-            let (_, target) = found.ok_or_else(|| Error::no_container(target))?;
-            let pid = target.require_running("share its PID namespace")?;
-            Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))
-        }
+        PidMode::Target(target) => Some(workshop.pid_namespace(target_pid(pod, target)?)?),
     };
     Ok(NamespacePaths {
+        on_stack: pod.stack_cgroup.is_some(),
         network: own("net"),
         ipc: own("ipc"),
         uts: own("uts"),
-        user: None,
+        user: own("user"),
         pid,
     })
+}
+
+/// The first process of the container of the pod whose PID namespace is to be shared.
+fn target_pid(pod: &PodView, target: &str) -> Result<u32> {
+    const FIELD: &str = "config.linux.security_context.namespace_options.target_id";
+    let mut found = pod
+        .containers
+        .values()
+        .filter(|container| container.id.as_str().starts_with(target));
+    let refused = |reason: &str| Error::Invalid {
+        field: FIELD,
+        value: target.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let container = found
+        .next()
+        .ok_or_else(|| refused("names no container of the pod"))?;
+    if found.next().is_some() {
+        return Err(refused("is the beginning of several containers' ids"));
+    }
+    let pid = container.require_running("share its PID namespace")?;
+    // The number may be another process's by now.
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    if groups.contains(container.id.as_str()) {
+        Ok(pid)
+    } else {
+        Err(container.refuse("share its PID namespace"))
+    }
 }
 
 /// The view of a container that a record describes.
@@ -368,6 +491,7 @@ fn view_with(
         log,
         created_at_ns: record.created_at_ns,
         state,
+        readings: Arc::default(),
     })
 }
 

@@ -1,14 +1,13 @@
 //! ExecSync: a command in a running container, its output collected.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{FileType, Mode};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::ContainerView;
+use super::session::{FifoName, MOST_BYTES, next_id, read_now};
 use super::spec;
 use crate::error::{Error, Result, Source};
 use crate::runtime::{ExecRequest, Shim};
@@ -16,8 +15,8 @@ use crate::runtime::{ExecRequest, Shim};
 /// What of each stream is kept; the rest is read and dropped, and the command goes on (api.proto,
 /// ExecSyncResponse).
 const OUTPUT_LIMIT: usize = 16 << 20;
-/// The most that a pipe holds (pipe(7), F_SETPIPE_SZ for everybody).
-const PIPE_BYTES: usize = 1 << 20;
+/// Capacity of the pipe of each stream, as the kernel has it by default.
+const PIPE_BYTES: usize = 64 << 10;
 /// SIGKILL.
 const KILL: u32 = 9;
 
@@ -45,7 +44,6 @@ pub async fn exec_sync(
     command: Vec<String>,
     timeout: Option<Duration>,
 ) -> Result<ExecOutput> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     container.require_running("run a command")?;
     let program = command.first().cloned().unwrap_or_default();
     if program.is_empty() {
@@ -55,12 +53,7 @@ pub async fn exec_sync(
             reason: "no command".into(),
         });
     }
-    // Unique also against commands of a daemon that died: its process id is in the name.
-    let exec_id = format!(
-        "sync-{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    );
+    let exec_id = next_id("sync");
     let process = spec::exec_process(&container_process(container)?, &command, false);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
     let mut stdout = Output::open(container.bundle.join(format!("{exec_id}.out")))?;
@@ -78,8 +71,10 @@ pub async fn exec_sync(
         id,
         exec_id: &exec_id,
         process,
-        stdout: stdout.path(),
-        stderr: stderr.path(),
+        terminal: false,
+        stdin: None,
+        stdout: Some(stdout.path()),
+        stderr: Some(stderr.path()),
     };
     shim.exec(request).await.map_err(failed("exec"))?;
     // A limit past the end of time is none.
@@ -129,7 +124,7 @@ pub async fn exec_sync(
 }
 
 /// Kills a command with all that descends from it, and waits for its end.
-async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
+pub(super) async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
     if let Err(error) = shim.kill(id, exec_id, KILL, true).await {
         tracing::debug!(%error, exec_id, "a command that is over its time could not be killed");
     }
@@ -139,7 +134,7 @@ async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
 }
 
 /// The first process of the container, from the specification that it was made with.
-fn container_process(container: &ContainerView) -> Result<oci_spec::runtime::Process> {
+pub(super) fn container_process(container: &ContainerView) -> Result<oci_spec::runtime::Process> {
     let file = container.bundle.join("config.json");
     let read = || -> std::result::Result<_, Source> {
         let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
@@ -153,9 +148,9 @@ fn container_process(container: &ContainerView) -> Result<oci_spec::runtime::Pro
     })
 }
 
-/// One stream: a FIFO that the command writes to and this end reads, removed at the end.
+/// One stream: a FIFO that the command writes to and this end reads.
 struct Output {
-    path: PathBuf,
+    name: FifoName,
     pipe: pipe::Receiver,
     bytes: Vec<u8>,
     chunk: Box<[u8]>,
@@ -163,24 +158,11 @@ struct Output {
 
 impl Output {
     fn open(path: PathBuf) -> Result<Self> {
-        let fail = |source: std::io::Error| {
-            Error::node(format!("make the FIFO {}", path.display()), source)
-        };
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            FileType::Fifo,
-            Mode::RUSR | Mode::WUSR,
-            0,
-        )
-        .map_err(|e| fail(e.into()))?;
-        // Open for both, so that it never seems ended: the exit of the command is the end.
-        let pipe = pipe::OpenOptions::new()
-            .read_write(true)
-            .open_receiver(&path)
-            .map_err(fail)?;
+        let name = FifoName::make(path)?;
+        // It never seems ended: the exit of the command is the end.
+        let pipe = name.reader(PIPE_BYTES, true)?;
         Ok(Self {
-            path,
+            name,
             pipe,
             bytes: Vec::new(),
             chunk: vec![0; 64 << 10].into_boxed_slice(),
@@ -188,7 +170,7 @@ impl Output {
     }
 
     fn path(&self) -> &Path {
-        &self.path
+        self.name.path()
     }
 
     /// # Cancel safety
@@ -210,30 +192,20 @@ impl Output {
 
     /// Takes what is in the pipe now, and not what a process that goes on puts in meanwhile.
     fn drain(&mut self) -> Result<()> {
-        let mut left = PIPE_BYTES;
+        let mut left = MOST_BYTES;
         while left > 0 {
-            match self.pipe.try_read(&mut self.chunk) {
-                Ok(0) => return Ok(()),
-                Ok(count) => {
-                    self.keep(count);
-                    left = left.saturating_sub(count);
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(Error::node("read a command's output", e)),
+            let count = read_now(&self.pipe, &mut self.chunk)
+                .map_err(|e| Error::node("read a command's output", e))?;
+            if count == 0 {
+                return Ok(());
             }
+            self.keep(count);
+            left = left.saturating_sub(count);
         }
         Ok(())
     }
 
     fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "a FIFO is left");
-        }
     }
 }

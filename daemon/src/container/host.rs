@@ -1,22 +1,40 @@
 //! Looks up on the node what a container's specification needs: sources of mounts, device nodes, a seccomp profile.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 
-use super::config::{ContainerConfig, Device, Mount, MountSource, SeccompProfile};
-use super::spec::{DeviceKind, DeviceNode, HostParts, LocalProfile, PreparedMount, peers_of};
+use rustix::fs::StatVfsMountFlags;
+
+use super::config::{ContainerConfig, Device, Mount, MountAccess, MountSource, SeccompProfile};
+use super::prepared::Workshop;
+use super::spec::{
+    DeviceKind, DeviceNode, HostParts, LocalProfile, Peers, PreparedMount, peers_of,
+};
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
+use crate::runtime::HandlerFeatures;
 
 /// What a privileged container does not get of `/dev`: it has its own of these, or they are no devices.
 const NOT_SHARED: [&str; 7] = ["pts", "shm", "fd", "mqueue", "console", ".udev", ".lxc"];
+
+/// What it is gathered for, and with.
+pub(super) struct Wanted<'a> {
+    pub(super) pod: &'a PodConfig,
+    pub(super) config: &'a ContainerConfig,
+    /// Directories of the layers of mounted images, the top one first, by the number of the mount.
+    pub(super) volumes: &'a BTreeMap<usize, Vec<PathBuf>>,
+    pub(super) features: &'a HandlerFeatures,
+    pub(super) workshop: &'a Workshop<'a>,
+}
 
 /// Gathers all of it.
 ///
 /// # Errors
 /// A source cannot be had; the error names the field of the request and the path.
-pub(super) fn gather(pod: &PodConfig, config: &ContainerConfig) -> Result<HostParts> {
+pub(super) fn gather(wanted: &Wanted<'_>) -> Result<HostParts> {
+    let (pod, config) = (wanted.pod, wanted.config);
     if let Some(device) = config.cdi_devices.first() {
         return Err(Error::Unsupported {
             what: "config.CDI_devices",
@@ -28,7 +46,8 @@ pub(super) fn gather(pod: &PodConfig, config: &ContainerConfig) -> Result<HostPa
     let mounts = config
         .mounts
         .iter()
-        .map(|mount| prepare_mount(mount, &mountinfo))
+        .enumerate()
+        .map(|(number, mount)| wanted.prepare_mount(number, mount, &mountinfo))
         .collect::<Result<Vec<_>>>()?;
     let mut devices = Vec::new();
     if config.security.privileged {
@@ -69,18 +88,76 @@ pub(super) fn gather(pod: &PodConfig, config: &ContainerConfig) -> Result<HostPa
     })
 }
 
+impl Wanted<'_> {
+    fn prepare_mount(
+        &self,
+        number: usize,
+        mount: &Mount,
+        mountinfo: &str,
+    ) -> Result<PreparedMount> {
+        check_features(mount, self.features)?;
+        let (source, peers, kept) = match &mount.source {
+            MountSource::Host(path) => {
+                let source = real_source(path)?;
+                let peers = peers_of(mountinfo, &source);
+                let kept = options_of(&source);
+                (self.workshop.mapped(number, source, mount)?, peers, kept)
+            }
+            MountSource::Image { sub_path, .. } => {
+                let layers = self.volumes.get(&number).map(Vec::as_slice);
+                let layers = layers.unwrap_or_default();
+                let source = self.workshop.image(number, layers, sub_path)?;
+                // An image is data of somebody else.
+                (source, Peers::Private, vec!["nosuid", "nodev"])
+            }
+        };
+        Ok(PreparedMount {
+            mount: mount.clone(),
+            source,
+            peers,
+            kept,
+        })
+    }
+}
+
+/// What the mount that holds `path` takes from its files.
+fn options_of(path: &Path) -> Vec<&'static str> {
+    let flags = rustix::fs::statvfs(path).map(|found| found.f_flag);
+    let flags = flags.unwrap_or(StatVfsMountFlags::empty());
+    [
+        (StatVfsMountFlags::NOSUID, "nosuid"),
+        (StatVfsMountFlags::NODEV, "nodev"),
+        (StatVfsMountFlags::NOEXEC, "noexec"),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| flags.contains(*flag))
+    .map(|(_, option)| option)
+    .collect()
+}
+
+/// What the runtime of the pod's handler cannot do is refused, not left out.
+fn check_features(mount: &Mount, features: &HandlerFeatures) -> Result<()> {
+    if mount.access == MountAccess::RecursiveReadOnly && !features.recursive_read_only() {
+        return Err(Error::Unsupported {
+            what: "config.mounts.recursive_read_only",
+            reason: "the runtime of this handler does not report the mount option rro".into(),
+        });
+    }
+    match mount
+        .options
+        .iter()
+        .find(|option| features.lacks_mount_option(option))
+    {
+        Some(option) => Err(Error::Unsupported {
+            what: "config.mounts.mount_options",
+            reason: format!("the runtime of this handler does not know the option {option:?}"),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Follows links of the source. One that is missing is made as a directory, as everywhere in the field.
-fn prepare_mount(mount: &Mount, mountinfo: &str) -> Result<PreparedMount> {
-    let path = match &mount.source {
-        MountSource::Host(path) => path,
-        MountSource::Image { .. } => {
-            let reason = "image volumes come with a later version".into();
-            return Err(Error::Unsupported {
-                what: "config.mounts.image",
-                reason,
-            });
-        }
-    };
+fn real_source(path: &Path) -> Result<PathBuf> {
     let source = std::fs::canonicalize(path).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             std::fs::create_dir_all(path)?;
@@ -88,16 +165,10 @@ fn prepare_mount(mount: &Mount, mountinfo: &str) -> Result<PreparedMount> {
         }
         _ => Err(error),
     });
-    let source = source.map_err(|error| Error::Invalid {
+    source.map_err(|error| Error::Invalid {
         field: "config.mounts.host_path",
         value: path.display().to_string(),
         reason: error.to_string(),
-    })?;
-    let peers = peers_of(mountinfo, &source);
-    Ok(PreparedMount {
-        mount: mount.clone(),
-        source,
-        peers,
     })
 }
 
@@ -178,8 +249,6 @@ fn kernel() -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-
     use super::*;
 
     #[test]
@@ -215,18 +284,8 @@ mod tests {
     fn a_missing_source_of_a_mount_is_made() {
         let dir = tempfile::tempdir().unwrap();
         let path: PathBuf = dir.path().join("a/b");
-        let mount = Mount {
-            container_path: "/x".into(),
-            source: MountSource::Host(path.clone()),
-            access: Default::default(),
-            propagation: Default::default(),
-            selinux_relabel: false,
-            uid_mappings: Vec::new(),
-            gid_mappings: Vec::new(),
-            options: Vec::new(),
-        };
-        let prepared = prepare_mount(&mount, "").unwrap();
-        assert!(path.is_dir() && prepared.source.ends_with("a/b"));
+        let source = real_source(&path).unwrap();
+        assert!(path.is_dir() && source.ends_with("a/b"));
         assert!(kernel().0 >= 4);
     }
 }

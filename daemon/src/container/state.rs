@@ -7,6 +7,7 @@ use super::config::{ContainerConfig, Resources};
 use crate::error::{Error, Result};
 use crate::id::{ContainerId, PodId};
 use crate::runtime::Exit;
+use crate::stats::Readings;
 
 /// Exit code of a container whose start failed, as the peers report it.
 pub(crate) const START_FAILED: i32 = 128;
@@ -44,6 +45,8 @@ pub struct ContainerView {
     pub created_at_ns: i64,
     /// How far it came.
     pub state: ContainerState,
+    /// What statistics remember of it.
+    pub readings: Arc<Readings>,
 }
 
 /// How far a container came. Times are in ns since 1970.

@@ -23,7 +23,8 @@ pub(super) async fn create(
     request: api::CreateContainerRequest,
 ) -> Result<api::CreateContainerResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
-    let given = request.config.unwrap_or_default();
+    let mut given = request.config.unwrap_or_default();
+    name_mounted_images(pods, &mut given);
     let config = convert::container_config(&given)?;
     tracing::info!(
         name = config.name,
@@ -38,6 +39,16 @@ pub(super) async fn create(
     Ok(api::CreateContainerResponse {
         container_id: id.to_string(),
     })
+}
+
+/// Puts the ids of mounted images into the configuration, where statuses tell them (api.proto, ImageSpec.image_ref).
+fn name_mounted_images(pods: &Pods, config: &mut api::ContainerConfig) {
+    for image in config.mounts.iter_mut().filter_map(|m| m.image.as_mut()) {
+        // One that is not here is found missing when it is to be mounted.
+        if let Some(found) = pods.node().images.find(&image.image) {
+            image.image_ref = found.id.to_string();
+        }
+    }
 }
 
 pub(super) async fn start(
@@ -130,7 +141,18 @@ pub(super) async fn list(
     pods: &Arc<Pods>,
     request: api::ListContainersRequest,
 ) -> Result<api::ListContainersResponse> {
-    let filter = request.filter.unwrap_or_default();
+    let views = matching(pods, request.filter);
+    Ok(api::ListContainersResponse {
+        containers: views.iter().map(|view| item(view)).collect(),
+    })
+}
+
+/// The containers that a filter lets through.
+pub(super) fn matching(
+    pods: &Pods,
+    filter: Option<api::ContainerFilter>,
+) -> Vec<Arc<ContainerView>> {
+    let filter = filter.unwrap_or_default();
     let mut containers = Vec::new();
     for pod in pods.views() {
         if !id_matches(pod.id.as_str(), &filter.pod_sandbox_id) {
@@ -143,9 +165,9 @@ pub(super) async fn list(
                     .is_none_or(|wanted| wanted.state == state(view) as i32)
                 && labels_match(&view.config.labels, &filter.label_selector)
         });
-        containers.extend(matching.map(|view| item(view)));
+        containers.extend(matching.cloned());
     }
-    Ok(api::ListContainersResponse { containers })
+    containers
 }
 
 pub(super) async fn status(
@@ -173,14 +195,14 @@ fn state(view: &ContainerView) -> api::ContainerState {
     }
 }
 
-fn metadata(config: &ContainerConfig) -> api::ContainerMetadata {
+pub(super) fn metadata(config: &ContainerConfig) -> api::ContainerMetadata {
     api::ContainerMetadata {
         name: config.name.clone(),
         attempt: config.attempt,
     }
 }
 
-fn item(view: &ContainerView) -> api::Container {
+pub(super) fn item(view: &ContainerView) -> api::Container {
     api::Container {
         id: view.id.to_string(),
         pod_sandbox_id: view.pod_id.to_string(),
@@ -204,7 +226,7 @@ fn image(view: &ContainerView) -> api::ImageSpec {
     image
 }
 
-fn container_status(view: &ContainerView) -> api::ContainerStatus {
+pub(super) fn container_status(view: &ContainerView) -> api::ContainerStatus {
     let never = Exited {
         started_at_ns: 0,
         finished_at_ns: 0,

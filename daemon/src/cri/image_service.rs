@@ -1,21 +1,18 @@
 //! ImageService: which call is served where. No logic.
 
-use std::pin::Pin;
-
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use zcri_proto::v1::image_service_server::ImageService;
 use zcri_proto::v1::{self as api};
 
 use super::call::{change, look, span};
-use super::{Services, images};
+use super::streams::Streamed;
+use super::{Services, images, streams};
 
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl ImageService for Services {
-    type StreamImagesStream =
-        Pin<Box<dyn Stream<Item = Result<api::StreamImagesResponse, Status>> + Send>>;
+    type StreamImagesStream = Streamed<api::StreamImagesResponse>;
 
     async fn list_images(
         &self,
@@ -30,11 +27,13 @@ impl ImageService for Services {
 
     async fn stream_images(
         &self,
-        _: Request<api::StreamImagesRequest>,
+        request: Request<api::StreamImagesRequest>,
     ) -> Answer<Self::StreamImagesStream> {
-        Err(Status::unimplemented(
-            "StreamImages is not implemented: it comes with a later version",
-        ))
+        look(
+            span("StreamImages", "", ""),
+            streams::images(&self.pods, request.into_inner()),
+        )
+        .await
     }
 
     async fn image_status(

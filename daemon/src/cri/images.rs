@@ -7,6 +7,7 @@ use zcri_image::{Credentials, Image};
 use zcri_proto::v1 as api;
 
 use super::pods::required;
+use super::stats::layer_message;
 use crate::error::Result;
 use crate::pod::Pods;
 use crate::time::now_ns;
@@ -57,20 +58,24 @@ pub(super) async fn list(
     pods: &Arc<Pods>,
     request: api::ListImagesRequest,
 ) -> Result<api::ListImagesResponse> {
-    let wanted = request
-        .filter
+    let images = matching(pods, request.filter);
+    Ok(api::ListImagesResponse {
+        images: images.iter().map(|image| message(image)).collect(),
+    })
+}
+
+/// The images that a filter lets through.
+pub(super) fn matching(pods: &Pods, filter: Option<api::ImageFilter>) -> Vec<Arc<Image>> {
+    let wanted = filter
         .and_then(|filter| filter.image)
         .unwrap_or_default()
         .image;
     let images = &pods.node().images;
-    let images = if wanted.is_empty() {
+    if wanted.is_empty() {
         images.list()
     } else {
         images.find(&wanted).into_iter().collect()
-    };
-    Ok(api::ListImagesResponse {
-        images: images.iter().map(|image| message(image)).collect(),
-    })
+    }
 }
 
 pub(super) async fn remove(
@@ -89,31 +94,26 @@ pub(super) async fn fs_info(
 ) -> Result<api::ImageFsInfoResponse> {
     let node = pods.node();
     let usage = node.images.usage();
-    let filesystem = |mountpoint: std::path::PathBuf, bytes, inodes| api::FilesystemUsage {
+    // Accounted while layers are unpacked and removed: right at any time, without a look at the disk.
+    let images = api::FilesystemUsage {
         timestamp: now_ns(),
         fs_id: Some(api::FilesystemIdentifier {
-            mountpoint: mountpoint.to_string_lossy().into_owned(),
+            mountpoint: node.root.join("images").to_string_lossy().into_owned(),
         }),
-        used_bytes: Some(api::UInt64Value { value: bytes }),
-        inodes_used: Some(api::UInt64Value { value: inodes }),
+        used_bytes: Some(api::UInt64Value { value: usage.bytes }),
+        inodes_used: Some(api::UInt64Value {
+            value: usage.inodes,
+        }),
     };
     let views: Vec<_> = pods
         .views()
         .iter()
         .flat_map(|pod| pod.containers.values().cloned())
         .collect();
-    let layers = crate::stats::writable_layers(views).await?;
+    let layers = crate::stats::writable_layers(node, views).await?;
     Ok(api::ImageFsInfoResponse {
-        image_filesystems: vec![filesystem(
-            node.root.join("images"),
-            usage.bytes,
-            usage.inodes,
-        )],
-        container_filesystems: vec![filesystem(
-            node.root.join("overlay"),
-            layers.bytes,
-            layers.inodes,
-        )],
+        image_filesystems: vec![images],
+        container_filesystems: vec![layer_message(&node.root, &layers)],
     })
 }
 
@@ -128,7 +128,7 @@ fn credentials(auth: api::AuthConfig) -> Credentials {
     }
 }
 
-fn message(image: &Image) -> api::Image {
+pub(super) fn message(image: &Image) -> api::Image {
     // `user[:group]`: a number goes into uid, a name into username, the group nowhere (api.proto, Image).
     let user = image.config.user.split(':').next().unwrap_or_default();
     let uid = user.parse::<i64>().ok();

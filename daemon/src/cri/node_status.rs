@@ -9,6 +9,7 @@ use zcri_proto::v1 as api;
 use crate::error::{Chain, Result};
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
+use crate::runtime::Handler;
 
 /// The interface's version, which is also what Version has to answer for the runtime's API.
 const API_VERSION: &str = "v1";
@@ -66,17 +67,13 @@ pub(super) async fn status(
     } else {
         HashMap::new()
     };
-    let handler = |name: &str| api::RuntimeHandler {
-        name: name.to_owned(),
-        features: Some(api::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: false,
-            user_namespaces: false,
-        }),
-    };
-    let mut runtime_handlers: Vec<_> = node.handlers.iter().map(|h| handler(&h.name)).collect();
-    if node.handlers.default_handler().is_some() {
-        // The empty name is the default handler's too (api.proto, RuntimeHandler).
-        runtime_handlers.insert(0, handler(""));
+    // The empty name is the default handler's too (api.proto, RuntimeHandler).
+    let mut runtime_handlers = Vec::new();
+    if let Some(default) = node.handlers.default_handler() {
+        runtime_handlers.push(runtime_handler(node, "", default).await);
+    }
+    for handler in node.handlers.iter() {
+        runtime_handlers.push(runtime_handler(node, &handler.name, handler).await);
     }
     Ok(api::StatusResponse {
         status: Some(api::RuntimeStatus {
@@ -86,10 +83,22 @@ pub(super) async fn status(
         runtime_handlers,
         features: Some(api::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
-            mount_options: false,
+            user_namespaces_host_network: true,
+            mount_options: true,
         }),
     })
+}
+
+/// What works with a handler from end to end, and nothing else.
+async fn runtime_handler(node: &Node, name: &str, handler: &Handler) -> api::RuntimeHandler {
+    let features = node.handlers.features(handler).await;
+    api::RuntimeHandler {
+        name: name.to_owned(),
+        features: Some(api::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: features.recursive_read_only(),
+            user_namespaces: node.facts.user_namespaces && features.user_namespaces(),
+        }),
+    }
 }
 
 fn condition(kind: &str, reason: &str, problem: Option<String>) -> api::RuntimeCondition {

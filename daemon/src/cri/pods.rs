@@ -7,10 +7,12 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::events::container_statuses;
 use super::filter::{id_matches, labels_match};
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
 use crate::pod::{PodState, PodView, Pods};
+use crate::time::now_ns;
 
 pub(super) async fn run(
     pods: &Arc<Pods>,
@@ -59,6 +61,8 @@ pub(super) async fn status(
     let pod = pods
         .find(&request.pod_sandbox_id)
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
+    // The clock before the picture: what happens in between is told by an event that is newer than this answer.
+    let timestamp = now_ns();
     let view = pod.view();
     let info = if request.verbose {
         verbose(&view)
@@ -68,8 +72,8 @@ pub(super) async fn status(
     Ok(api::PodSandboxStatusResponse {
         status: Some(pod_status(&view)),
         info,
-        containers_statuses: Vec::new(),
-        timestamp: 0,
+        containers_statuses: container_statuses(&view),
+        timestamp,
     })
 }
 
@@ -77,20 +81,24 @@ pub(super) async fn list(
     pods: &Arc<Pods>,
     request: api::ListPodSandboxRequest,
 ) -> Result<api::ListPodSandboxResponse> {
-    let filter = request.filter.unwrap_or_default();
-    let items = pods
-        .views()
-        .iter()
-        .filter(|view| {
-            id_matches(view.id.as_str(), &filter.id)
-                && filter
-                    .state
-                    .is_none_or(|wanted| wanted.state == state(view) as i32)
-                && labels_match(&view.config.labels, &filter.label_selector)
-        })
-        .map(|view| pod_item(view))
-        .collect();
-    Ok(api::ListPodSandboxResponse { items })
+    let views = matching(pods, request.filter);
+    Ok(api::ListPodSandboxResponse {
+        items: views.iter().map(|view| item(view)).collect(),
+    })
+}
+
+/// The pods that a filter lets through.
+pub(super) fn matching(pods: &Pods, filter: Option<api::PodSandboxFilter>) -> Vec<Arc<PodView>> {
+    let filter = filter.unwrap_or_default();
+    let mut views = pods.views();
+    views.retain(|view| {
+        id_matches(view.id.as_str(), &filter.id)
+            && filter
+                .state
+                .is_none_or(|wanted| wanted.state == state(view) as i32)
+            && labels_match(&view.config.labels, &filter.label_selector)
+    });
+    views
 }
 
 /// For fields that must not be empty.
@@ -115,7 +123,7 @@ fn state(view: &PodView) -> api::PodSandboxState {
     }
 }
 
-fn metadata(config: &PodConfig) -> api::PodSandboxMetadata {
+pub(super) fn metadata(config: &PodConfig) -> api::PodSandboxMetadata {
     api::PodSandboxMetadata {
         name: config.name.clone(),
         uid: config.uid.clone(),
@@ -124,7 +132,7 @@ fn metadata(config: &PodConfig) -> api::PodSandboxMetadata {
     }
 }
 
-fn pod_item(view: &PodView) -> api::PodSandbox {
+pub(super) fn item(view: &PodView) -> api::PodSandbox {
     api::PodSandbox {
         id: view.id.to_string(),
         metadata: Some(metadata(&view.config)),
@@ -136,7 +144,7 @@ fn pod_item(view: &PodView) -> api::PodSandbox {
     }
 }
 
-fn pod_status(view: &PodView) -> api::PodSandboxStatus {
+pub(super) fn pod_status(view: &PodView) -> api::PodSandboxStatus {
     let mut addresses = view.addresses.iter().cloned();
     api::PodSandboxStatus {
         id: view.id.to_string(),

@@ -1,17 +1,14 @@
 //! RuntimeService: which call is served where. No logic.
 
-use std::pin::Pin;
-
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use zcri_proto::v1::runtime_service_server::RuntimeService;
 use zcri_proto::v1::{self as api};
 
 use super::call::{change, look, span};
-use super::{Services, containers, node_status, pods, stats};
+use super::streams::{self, Streamed};
+use super::{Services, containers, events, metrics, node_status, pods, stats, streaming};
 
 type Answer<T> = Result<Response<T>, Status>;
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn unimplemented<T>(rpc: &str, why: &str) -> Answer<T> {
     Err(Status::unimplemented(format!(
@@ -45,7 +42,6 @@ fn none<T>(_: &T) -> &str {
     ""
 }
 
-const STREAMING: &str = "the streaming server comes with a later version";
 const LATER: &str = "it comes with a later version";
 
 #[tonic::async_trait]
@@ -107,9 +103,9 @@ impl RuntimeService for Services {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<api::StreamPodSandboxesRequest>,
+        request: Request<api::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        unimplemented("StreamPodSandboxes", LATER)
+        looking!(self, request, "StreamPodSandboxes", streams::pods)
     }
 
     async fn create_container(
@@ -189,9 +185,9 @@ impl RuntimeService for Services {
 
     async fn stream_containers(
         &self,
-        _: Request<api::StreamContainersRequest>,
+        request: Request<api::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        unimplemented("StreamContainers", LATER)
+        looking!(self, request, "StreamContainers", streams::containers)
     }
 
     async fn container_status(
@@ -262,19 +258,28 @@ impl RuntimeService for Services {
         )
     }
 
-    async fn exec(&self, _: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
-        unimplemented("Exec", STREAMING)
+    async fn exec(&self, request: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
+        let message = request.into_inner();
+        let span = span("Exec", "", &message.container_id);
+        let work = async { streaming::exec(&self.pods, &self.streaming, message) };
+        look(span, work).await
     }
 
-    async fn attach(&self, _: Request<api::AttachRequest>) -> Answer<api::AttachResponse> {
-        unimplemented("Attach", STREAMING)
+    async fn attach(&self, request: Request<api::AttachRequest>) -> Answer<api::AttachResponse> {
+        let message = request.into_inner();
+        let span = span("Attach", "", &message.container_id);
+        let work = async { streaming::attach(&self.pods, &self.streaming, message) };
+        look(span, work).await
     }
 
     async fn port_forward(
         &self,
-        _: Request<api::PortForwardRequest>,
+        request: Request<api::PortForwardRequest>,
     ) -> Answer<api::PortForwardResponse> {
-        unimplemented("PortForward", STREAMING)
+        let message = request.into_inner();
+        let span = span("PortForward", &message.pod_sandbox_id, "");
+        let work = async { streaming::port_forward(&self.pods, &self.streaming, message) };
+        look(span, work).await
     }
 
     async fn container_stats(
@@ -303,30 +308,38 @@ impl RuntimeService for Services {
 
     async fn stream_container_stats(
         &self,
-        _: Request<api::StreamContainerStatsRequest>,
+        request: Request<api::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        unimplemented("StreamContainerStats", LATER)
+        looking!(
+            self,
+            request,
+            "StreamContainerStats",
+            streams::container_stats
+        )
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<api::PodSandboxStatsRequest>,
+        request: Request<api::PodSandboxStatsRequest>,
     ) -> Answer<api::PodSandboxStatsResponse> {
-        unimplemented("PodSandboxStats", LATER)
+        fn pod(m: &api::PodSandboxStatsRequest) -> &str {
+            &m.pod_sandbox_id
+        }
+        looking!(self, request, "PodSandboxStats", pod, none, stats::pod)
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<api::ListPodSandboxStatsRequest>,
+        request: Request<api::ListPodSandboxStatsRequest>,
     ) -> Answer<api::ListPodSandboxStatsResponse> {
-        unimplemented("ListPodSandboxStats", LATER)
+        looking!(self, request, "ListPodSandboxStats", stats::pods)
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<api::StreamPodSandboxStatsRequest>,
+        request: Request<api::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        unimplemented("StreamPodSandboxStats", LATER)
+        looking!(self, request, "StreamPodSandboxStats", streams::pod_stats)
     }
 
     async fn update_runtime_config(
@@ -368,30 +381,35 @@ impl RuntimeService for Services {
 
     async fn get_container_events(
         &self,
-        _: Request<api::GetEventsRequest>,
+        request: Request<api::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        unimplemented("GetContainerEvents", LATER)
+        looking!(self, request, "GetContainerEvents", events::subscribe)
     }
 
     async fn list_metric_descriptors(
         &self,
-        _: Request<api::ListMetricDescriptorsRequest>,
+        request: Request<api::ListMetricDescriptorsRequest>,
     ) -> Answer<api::ListMetricDescriptorsResponse> {
-        unimplemented("ListMetricDescriptors", LATER)
+        looking!(self, request, "ListMetricDescriptors", metrics::descriptors)
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
-        _: Request<api::ListPodSandboxMetricsRequest>,
+        request: Request<api::ListPodSandboxMetricsRequest>,
     ) -> Answer<api::ListPodSandboxMetricsResponse> {
-        unimplemented("ListPodSandboxMetrics", LATER)
+        looking!(self, request, "ListPodSandboxMetrics", metrics::pods)
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
-        _: Request<api::StreamPodSandboxMetricsRequest>,
+        request: Request<api::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        unimplemented("StreamPodSandboxMetrics", LATER)
+        looking!(
+            self,
+            request,
+            "StreamPodSandboxMetrics",
+            streams::pod_metrics
+        )
     }
 
     async fn runtime_config(

@@ -5,9 +5,11 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use zcri_proto::v1::image_service_server::ImageServiceServer;
@@ -15,6 +17,9 @@ use zcri_proto::v1::runtime_service_server::RuntimeServiceServer;
 
 use super::Services;
 
+/// How long a stopping daemon waits for the calls in flight. A client that does not take its answer must not keep it
+/// up; what is cut short is found by the next start, as after a crash.
+const DRAIN: Duration = Duration::from_secs(5);
 /// Two streams of 16 MiB (api.proto, ExecSyncResponse), and room for their frame.
 const LARGEST_ANSWER: usize = (32 << 20) + 4096;
 
@@ -156,7 +161,8 @@ pub(crate) fn group_id(name: &str) -> io::Result<Option<u32>> {
     }))
 }
 
-/// Serves both services until `shutdown` is done, then lets the calls in flight finish, and removes the socket.
+/// Serves both services until `shutdown` is done, then lets the calls in flight finish, for [`DRAIN`] at most, and
+/// removes the socket.
 ///
 /// # Errors
 /// The transport failed.
@@ -175,12 +181,27 @@ pub async fn serve(
     let image = ImageServiceServer::new(services)
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let served = Server::builder()
+    let (stopping, mut stopped) = watch::channel(false);
+    let shutdown = async move {
+        shutdown.await;
+        stopping.send_replace(true);
+    };
+    let serving = Server::builder()
         .add_service(runtime)
         .add_service(image)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
-        .await
-        .map_err(ServeError::Transport);
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown);
+    let drained = async move {
+        // An error is a server that ended by itself, which ends the race too.
+        drop(stopped.wait_for(|stopping| *stopping).await.map(|_| ()));
+        tokio::time::sleep(DRAIN).await;
+    };
+    let served = tokio::select! {
+        served = serving => served.map_err(ServeError::Transport),
+        () = drained => {
+            tracing::info!(seconds = DRAIN.as_secs(), "calls in flight are left");
+            Ok(())
+        }
+    };
     if let Err(error) = std::fs::remove_file(&options.path) {
         tracing::debug!(path = %options.path.display(), %error, "the socket was not removed");
     }

@@ -20,6 +20,7 @@ fn code(error: &Error) -> Code {
         Error::State { .. } => Code::FailedPrecondition,
         Error::ExecTimeout { .. } => Code::DeadlineExceeded,
         Error::Gone { .. } => Code::Aborted,
+        Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::Image { source, .. } => image_code(source),
         Error::Shared(error) => code(error),
         Error::Network { .. } | Error::Runtime { .. } | Error::Node { .. } => {

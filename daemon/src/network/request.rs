@@ -1,11 +1,11 @@
 //! From a pod's configuration to what the plugins are told.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::PathBuf;
 
 use zcri_cni::{Attachment, PortMapping, Protocol, RuntimeConfig, RuntimeDns, pod_args};
 
-use super::bandwidth;
+use super::{Place, bandwidth};
 use crate::error::{Error, Result};
 use crate::id::PodId;
 use crate::pod::config::{self, PodConfig};
@@ -21,17 +21,22 @@ const IPS: &str = "zcri.io/ips";
 ///
 /// # Errors
 /// An annotation about the network is malformed.
-pub(super) fn attachment(id: &PodId, config: &PodConfig, netns: &Path) -> Result<Attachment> {
+pub(super) fn attachment(
+    id: &PodId,
+    config: &PodConfig,
+    place: Place<'_>,
+    netns: PathBuf,
+) -> Result<Attachment> {
     Ok(Attachment {
         container_id: id.to_string(),
-        netns: netns.to_owned(),
+        netns,
         ifname: INTERFACE.into(),
         args: pod_args(&config.namespace, &config.name, &config.uid, id.as_str()),
-        runtime_config: runtime_config(config)?,
+        runtime_config: runtime_config(config, place)?,
     })
 }
 
-fn runtime_config(config: &PodConfig) -> Result<RuntimeConfig> {
+fn runtime_config(config: &PodConfig, place: Place<'_>) -> Result<RuntimeConfig> {
     let port_mappings = config
         .port_mappings
         .iter()
@@ -51,7 +56,10 @@ fn runtime_config(config: &PodConfig) -> Result<RuntimeConfig> {
         searches: dns.searches.clone(),
         options: dns.options.clone(),
     });
-    let cgroup_path = Some(config.cgroup_parent.clone()).filter(|path| !path.is_empty());
+    let cgroup_path = match place {
+        Place::Stack(cgroup) => Some(cgroup.to_owned()),
+        Place::Namespace(_) => Some(config.cgroup_parent.clone()).filter(|path| !path.is_empty()),
+    };
     Ok(RuntimeConfig {
         port_mappings,
         dns,

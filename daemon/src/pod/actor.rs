@@ -22,6 +22,7 @@ use crate::id::{ContainerId, PodId};
 use crate::node::Node;
 use crate::runtime::Shim;
 use crate::state::{ContainerRecord, PodPhase, PodRecord};
+use crate::stats::Readings;
 
 /// Requests that may wait for a pod. The kubelet has a handful in flight; more is a client gone wrong, which then
 /// waits in its own call.
@@ -45,13 +46,16 @@ pub(crate) struct PodParts {
 pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
     let (inbox, requests) = mpsc::channel(INBOX);
     let actor_shim = parts.shim.clone();
-    let (publish, view) = watch::channel(Arc::new(picture(&node, &parts)));
+    let readings = Arc::default();
+    let (publish, view) = watch::channel(Arc::new(picture(&node, &parts, 0, &readings)));
     let id = parts.id.clone();
     let actor = Actor {
         node,
         parts,
         inbox: inbox.downgrade(),
         publish,
+        revision: 0,
+        readings,
     };
     for owned in actor.parts.containers.values() {
         if let ContainerState::Running { .. } = owned.view.state {
@@ -70,7 +74,7 @@ pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
     }
 }
 
-fn picture(node: &Node, parts: &PodParts) -> PodView {
+fn picture(node: &Node, parts: &PodParts, revision: u64, readings: &Arc<Readings>) -> PodView {
     let ready = parts.record.phase == PodPhase::Ready && parts.shim.is_some();
     PodView {
         id: parts.id.clone(),
@@ -89,12 +93,15 @@ fn picture(node: &Node, parts: &PodParts) -> PodView {
             Vec::new()
         },
         init_pid: parts.record.init_pid,
+        stack_cgroup: parts.record.stack_cgroup.clone(),
         bundle: node.pod_bundle(parts.id.as_str()),
         containers: parts
             .containers
             .iter()
             .map(|(id, owned)| (id.clone(), owned.view.clone()))
             .collect(),
+        revision,
+        readings: readings.clone(),
     }
 }
 
@@ -104,6 +111,9 @@ struct Actor {
     /// Weak, so that the task ends when nobody can ask it any more.
     inbox: mpsc::WeakSender<Request>,
     publish: watch::Sender<Arc<PodView>>,
+    /// Number of the picture that was published last.
+    revision: u64,
+    readings: Arc<Readings>,
 }
 
 impl Actor {
@@ -117,6 +127,10 @@ impl Actor {
                 Request::Remove(reply) => {
                     let result = self.remove().await;
                     let removed = result.is_ok();
+                    if removed {
+                        self.publish();
+                        self.node.events.deleted(&self.publish.borrow());
+                    }
                     self.settle(reply, result);
                     if removed {
                         return;
@@ -158,13 +172,17 @@ impl Actor {
         }
     }
 
-    fn publish(&self) {
-        self.publish
-            .send_replace(Arc::new(picture(&self.node, &self.parts)));
+    /// Lets everybody see the pod as it is now, and tells what changed.
+    fn publish(&mut self) {
+        self.revision += 1;
+        let after = picture(&self.node, &self.parts, self.revision, &self.readings);
+        let after = Arc::new(after);
+        let before = self.publish.send_replace(after.clone());
+        self.node.events.changed(Some(&before), &after);
     }
 
     /// Answers a request, after everybody can see its effect.
-    fn settle<T>(&self, reply: Reply<T>, result: Result<T>) {
+    fn settle<T>(&mut self, reply: Reply<T>, result: Result<T>) {
         self.publish();
         // If nobody waits any more, the client gave up: the work is done all the same.
         drop(reply.send(result));
@@ -202,6 +220,10 @@ impl Actor {
         for id in running {
             self.end_container(&id).await?;
         }
+        // What was never started will not be: volumes must be free when their pod has stopped.
+        for owned in self.parts.containers.values() {
+            containers::release_mounts(&owned.view);
+        }
         self.detach_network().await?;
         teardown::stop_namespaces(&self.files(), &self.parts.record).await
     }
@@ -218,6 +240,8 @@ impl Actor {
 
     async fn remove(&mut self) -> Result<()> {
         self.stop().await?;
+        // That it stopped is to be told before that it is gone.
+        self.publish();
         self.put_pod_down(PodPhase::Removing)?;
         let ids: Vec<ContainerId> = self.parts.containers.keys().cloned().collect();
         for id in ids {

@@ -132,6 +132,33 @@ pub struct UserNamespace {
     pub gids: Vec<IdMapping>,
 }
 
+impl UserNamespace {
+    /// The user and group ids on the node of the namespace's root.
+    #[must_use]
+    pub fn root(&self) -> Option<(u32, u32)> {
+        on_node(&self.uids, 0).zip(on_node(&self.gids, 0))
+    }
+
+    /// Whether a user id of the namespace is one on the node.
+    #[must_use]
+    pub fn maps_user(&self, uid: u32) -> bool {
+        on_node(&self.uids, uid).is_some()
+    }
+
+    /// Whether a group id of the namespace is one on the node.
+    #[must_use]
+    pub fn maps_group(&self, gid: u32) -> bool {
+        on_node(&self.gids, gid).is_some()
+    }
+}
+
+fn on_node(mappings: &[IdMapping], id: u32) -> Option<u32> {
+    mappings.iter().find_map(|range| {
+        let offset = id.checked_sub(range.container_id)?;
+        (offset < range.length).then(|| range.host_id + offset)
+    })
+}
+
 /// One range of ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdMapping {

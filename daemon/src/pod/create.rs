@@ -5,15 +5,19 @@
 
 use std::sync::Arc;
 
+use zcri_sys::namespace::PodUserNamespace;
+use zcri_sys::namespace::user::IdMaps;
+
 use super::actor::{self, PodParts};
-use super::config::{PodConfig, PodPid, PodScope};
+use super::config::{PodConfig, PodPid, PodScope, SysctlNamespace, sysctl_namespace};
 use super::files::{PodFiles, host_name};
 use super::handle::PodHandle;
 use super::teardown;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
+use crate::network::{Isolation, Place, isolation};
 use crate::node::{Node, blocking};
-use crate::runtime::{CreateRequest, Shim};
+use crate::runtime::{CreateRequest, Handler, Shim};
 use crate::state::{PodPhase, PodRecord};
 
 /// A pod that could not be made.
@@ -41,16 +45,16 @@ pub(crate) async fn create(
     wire: Vec<u8>,
     handler: String,
 ) -> Result<PodHandle, Failed> {
-    let handler = node.handlers.get(&handler)?.name.clone();
+    let handler = node.handlers.get(&handler)?.clone();
     if config.namespaces.user.is_some() {
-        let reason = "user namespaces come with a later version".into();
-        return Err(Error::Unsupported {
-            what: "linux.security_context.namespace_options.userns_options",
-            reason,
-        }
-        .into());
+        check_user_namespace(&node, &handler, &config).await?;
     }
+    let handler = handler.name;
     let own_network = config.namespaces.network == PodScope::Pod;
+    let on_stack = own_network && node.isolation == Isolation::Stack;
+    if on_stack {
+        refuse_network_sysctls(&config)?;
+    }
     let mut record = PodRecord {
         id: id.to_string(),
         boot_id: node.boot_id.clone(),
@@ -61,6 +65,7 @@ pub(crate) async fn create(
         addresses: Vec::new(),
         network_attached: own_network,
         init_pid: None,
+        stack_cgroup: on_stack.then(|| isolation::pod_cgroup(&node, &config, &id)),
     };
     node.records
         .put_pod(&record)
@@ -96,6 +101,50 @@ pub(crate) async fn create(
     }
 }
 
+/// Without a network namespace they would be the node's.
+fn refuse_network_sysctls(config: &PodConfig) -> Result<()> {
+    let mut names = config.sysctls.keys();
+    match names.find(|name| sysctl_namespace(name) == Some(SysctlNamespace::Network)) {
+        None => Ok(()),
+        Some(name) => Err(Error::Invalid {
+            field: "linux.sysctls",
+            value: name.clone(),
+            reason: "cannot be set: pods of this node share its TCP/IP stack".into(),
+        }),
+    }
+}
+
+/// Whether this node, the handler's runtime and the pod's other namespaces let it have a user namespace.
+async fn check_user_namespace(node: &Node, handler: &Handler, config: &PodConfig) -> Result<()> {
+    const OPTIONS: &str = "config.linux.security_context.namespace_options";
+    let refused = |reason: String| {
+        Err(Error::Unsupported {
+            what: "config.linux.security_context.namespace_options.userns_options",
+            reason,
+        })
+    };
+    if !node.facts.user_namespaces {
+        let reason = "this node has no user namespaces or no id-mapped mounts";
+        return refused(reason.into());
+    }
+    if !node.handlers.features(handler).await.user_namespaces() {
+        let reason = format!(
+            "the runtime of handler {:?} does not report user namespaces",
+            handler.name
+        );
+        return refused(reason);
+    }
+    // A namespace of the node gives no rights to a user of the pod's: neither proc nor mqueue could be mounted.
+    let namespaces = &config.namespaces;
+    if namespaces.pid == PodPid::Node {
+        return refused(format!("{OPTIONS}.pid is NODE"));
+    }
+    if namespaces.ipc == PodScope::Node {
+        return refused(format!("{OPTIONS}.ipc is NODE"));
+    }
+    Ok(())
+}
+
 async fn build(
     node: &Node,
     id: &PodId,
@@ -103,19 +152,29 @@ async fn build(
     record: &mut PodRecord,
 ) -> Result<Shim> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
-    make_bundle(&files, config).await?;
+    let stack = record.stack_cgroup.as_deref();
+    make_bundle(&files, config, stack.is_some()).await?;
+    if let Some(cgroup) = stack {
+        isolation::make(node, cgroup).await?;
+    }
     // The shim needs nothing of the network and the network nothing of the shim.
     let shim = async {
         let started = node.launcher.start(id.as_str(), &files.bundle).await;
-        started.map_err(|source| runtime_error("start the shim", id, source))
+        let shim = started.map_err(|source| runtime_error("start the shim", id, source))?;
+        if let Some(cgroup) = stack {
+            let pid = shim.pid().await;
+            let pid = pid.map_err(|source| runtime_error("ask the shim", id, source))?;
+            isolation::adopt(node, cgroup, pid).await?;
+        }
+        Ok::<_, Error>(shim)
     };
     let network = async {
         match config.namespaces.network {
             PodScope::Node => Ok(Vec::new()),
             PodScope::Pod => {
-                node.network
-                    .attach(id, config, &files.namespace("net"))
-                    .await
+                let netns = files.namespace("net");
+                let place = stack.map_or(Place::Namespace(&netns), Place::Stack);
+                node.network.attach(id, config, place).await
             }
         }
     };
@@ -134,7 +193,7 @@ async fn build(
 }
 
 /// Directory, files, namespaces and `/dev/shm`.
-async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
+async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>, on_stack: bool) -> Result<()> {
     let (files, config) = (files.clone(), config.clone());
     blocking(move || {
         files
@@ -143,9 +202,20 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
         let scoped = |scope, kind| (scope == PodScope::Pod).then(|| files.namespace(kind));
         // A pod on the host's network has the host's name too, as everywhere in the field.
         let wanted = zcri_sys::namespace::PodNamespaces {
-            net: scoped(config.namespaces.network, "net"),
+            net: scoped(config.namespaces.network, "net").filter(|_| !on_stack),
             ipc: scoped(config.namespaces.ipc, "ipc"),
             uts: scoped(config.namespaces.network, "uts"),
+            user: config
+                .namespaces
+                .user
+                .as_ref()
+                .map(|user| PodUserNamespace {
+                    path: files.namespace("user"),
+                    maps: IdMaps {
+                        users: crate::container::id_ranges(&user.uids),
+                        groups: crate::container::id_ranges(&user.gids),
+                    },
+                }),
             hostname: Some(host_name(&config).map_err(|e| Error::node("read the host's name", e))?),
             sysctls: config
                 .sysctls
@@ -153,7 +223,11 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>) -> Result<()> {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
         };
-        if wanted.net.is_some() || wanted.ipc.is_some() {
+        if wanted.net.is_some()
+            || wanted.ipc.is_some()
+            || wanted.uts.is_some()
+            || wanted.user.is_some()
+        {
             zcri_sys::namespace::create(&wanted)
                 .map_err(|e| Error::node("make the namespaces of a pod", e))?;
         }
@@ -170,8 +244,13 @@ async fn start_init(shim: &Shim, id: &PodId, files: &PodFiles, config: &PodConfi
         (scope == PodScope::Pod)
             .then(|| serde_json::json!({ "type": oci_name(kind), "path": files.namespace(kind) }))
     };
+    let user = match config.namespaces.user {
+        Some(_) => PodScope::Pod,
+        None => PodScope::Node,
+    };
     let joined: Vec<_> = [
-        namespace("net", config.namespaces.network),
+        namespace("user", user),
+        namespace("net", config.namespaces.network).filter(|_| files.namespace("net").exists()),
         namespace("uts", config.namespaces.network),
         namespace("ipc", config.namespaces.ipc),
     ]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::config::{Dns, PodConfig, PodScope};
+use super::config::{Dns, PodConfig, PodScope, UserNamespace};
 
 /// Size of a pod's `/dev/shm`, in bytes: what every runtime of the field gives.
 const SHM_BYTES: u64 = 64 << 20;
@@ -22,7 +22,7 @@ impl PodFiles {
         Self { bundle }
     }
 
-    /// File that pins a namespace: "net", "ipc", "uts" or "pid".
+    /// File that pins a namespace: "net", "ipc", "uts", "pid" or "user".
     pub(crate) fn namespace(&self, kind: &str) -> PathBuf {
         self.bundle.join("ns").join(kind)
     }
@@ -40,15 +40,21 @@ impl PodFiles {
     }
 
     /// Namespaces and mounts that may be there, for whoever takes the pod down.
-    pub(crate) fn namespaces(&self) -> [PathBuf; 4] {
-        ["net", "ipc", "uts", "pid"].map(|kind| self.namespace(kind))
+    pub(crate) fn namespaces(&self) -> [PathBuf; 5] {
+        ["net", "ipc", "uts", "pid", "user"].map(|kind| self.namespace(kind))
     }
 
     /// Makes the bundle with the files that depend on nothing but the configuration.
     pub(crate) fn write(&self, config: &PodConfig) -> io::Result<()> {
         std::fs::create_dir_all(self.bundle.join("ns"))?;
         std::fs::write(self.resolv_conf(), resolv_conf(config.dns.as_ref())?)?;
-        std::fs::write(self.hostname(), format!("{}\n", host_name(config)?))
+        std::fs::write(self.hostname(), format!("{}\n", host_name(config)?))?;
+        if let Some((uid, gid)) = owner(config) {
+            for file in [self.resolv_conf(), self.hostname()] {
+                std::os::unix::fs::chown(file, Some(uid), Some(gid))?;
+            }
+        }
+        Ok(())
     }
 
     /// Mounts the pod's `/dev/shm`, if it has one of its own.
@@ -59,8 +65,17 @@ impl PodFiles {
         let shm = self.shm();
         // An error of mkdir shows as the error of the mount.
         std::fs::create_dir(&shm).ok();
-        zcri_sys::mount::shm(&shm, SHM_BYTES)
+        zcri_sys::mount::shm(&shm, SHM_BYTES, owner(config).unwrap_or((0, 0)))
     }
+}
+
+/// Ids on the node of the root of the pod's user namespace, if it has one.
+fn owner(config: &PodConfig) -> Option<(u32, u32)> {
+    config
+        .namespaces
+        .user
+        .as_ref()
+        .and_then(UserNamespace::root)
 }
 
 /// The pod's host name; on the host's network and without one of its own it is the host's.

@@ -304,6 +304,7 @@ impl Pods {
             Ok(handle) => {
                 let id = handle.view().id.clone();
                 index.keys.insert(key, Slot::Made(id.clone()));
+                self.node.events.changed(None, &handle.view());
                 index.pods.insert(id.clone(), handle);
                 Ok(id)
             }
@@ -311,6 +312,7 @@ impl Pods {
                 index.keys.remove(&key);
                 // What is left of it is listed as not ready, for a removal to try again.
                 if let Some(handle) = remains {
+                    self.node.events.changed(None, &handle.view());
                     index.pods.insert(handle.view().id.clone(), handle);
                 }
                 Err(Arc::new(error))

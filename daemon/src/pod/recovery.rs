@@ -183,12 +183,30 @@ async fn recover_container(
         tracing::warn!(container = %id, error = %Chain(&error), "layers of a container are missing");
     }
     let state = observe(node, shim, pod, &record, &view).await;
+    if let (Some(shim), ContainerState::Running { .. }) = (shim, &state) {
+        end_sessions(shim, &view).await;
+    }
     record.phase = ContainerPhase::from(&state);
     if let Err(error) = node.records.put_container(&record) {
         tracing::warn!(container = %id, error = %Chain(&error), "what was found is not recorded");
     }
+    if state != ContainerState::Created {
+        // The last daemon may have died between the start and this.
+        if let Err(error) = container::release_mounts(&view.bundle) {
+            tracing::warn!(container = %id, error = %Chain(&error), "mounts for its start are left");
+        }
+    }
     let view = Arc::new(ContainerView { state, ..view });
     Some((id, Owned { record, view }))
+}
+
+/// Ends what sessions of the last daemon left: commands without an owner, names of FIFOs, an input that was its.
+async fn end_sessions(shim: &Shim, view: &ContainerView) {
+    if let Err(error) = shim.end_execs(view.id.as_str()).await {
+        tracing::warn!(container = %view.id, error = %Chain(&error), "commands of the last daemon may be left");
+    }
+    container::remove_left_fifos(&view.bundle);
+    container::close_taken_stdin(shim, view).await;
 }
 
 /// What became of a container while nobody looked.
@@ -317,6 +335,7 @@ mod tests {
             phase,
             addresses: Vec::new(),
             network_attached: false,
+            stack_cgroup: None,
             init_pid: None,
         };
         for boot in ["this", "before"] {

@@ -8,6 +8,7 @@ use super::files::PodFiles;
 use crate::container::ContainerView;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
+use crate::network::isolation;
 use crate::node::{Node, blocking};
 use crate::runtime::{Handler, Shim};
 use crate::state::PodRecord;
@@ -44,6 +45,9 @@ pub(crate) async fn remove_pod(node: &Node, id: &PodId, record: &PodRecord) -> R
 async fn clear_bundle(node: &Node, id: &PodId, record: &PodRecord) -> Result<()> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
     stop_namespaces(&files, record).await?;
+    if let Some(cgroup) = &record.stack_cgroup {
+        isolation::remove(node, cgroup).await?;
+    }
     zcri_sys::mount::unmount(&files.shm())
         .map_err(|e| Error::node("unmount /dev/shm of a pod", e))?;
     node.discard(&files.bundle)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::config::PodConfig;
 use crate::container::ContainerView;
 use crate::id::{ContainerId, PodId};
+use crate::stats::Readings;
 
 /// A pod at one moment.
 #[derive(Debug, Clone)]
@@ -25,10 +26,16 @@ pub struct PodView {
     pub addresses: Vec<String>,
     /// Process id of the init of its shared PID namespace.
     pub init_pid: Option<u32>,
+    /// Its control group, if it has no network namespace of its own and no node's network either.
+    pub stack_cgroup: Option<String>,
     /// Its directory.
     pub bundle: PathBuf,
     /// Its containers.
     pub containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+    /// Counts the pictures of this pod that were published before this one.
+    pub revision: u64,
+    /// What statistics remember of it.
+    pub readings: Arc<Readings>,
 }
 
 /// CRI knows two.

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use tokio::sync::OnceCell;
+
+use super::HandlerFeatures;
 use crate::error::{Error, Result};
 
 /// One configured OCI runtime.
@@ -23,16 +27,22 @@ pub struct Handler {
 pub struct Handlers {
     by_name: BTreeMap<String, Handler>,
     default: String,
+    /// Asked for when they are first needed, and kept: a runtime that is replaced is told by a restart.
+    features: BTreeMap<String, Arc<OnceCell<HandlerFeatures>>>,
 }
 
 impl Handlers {
     /// Takes the configured handlers; `default` serves requests that name none.
     pub fn new(handlers: impl IntoIterator<Item = Handler>, default: impl Into<String>) -> Self {
-        let by_name = handlers
+        let by_name: BTreeMap<_, _> = handlers
             .into_iter()
             .map(|handler| (handler.name.clone(), handler))
             .collect();
         Self {
+            features: by_name
+                .keys()
+                .map(|name| (name.clone(), Arc::default()))
+                .collect(),
             by_name,
             default: default.into(),
         }
@@ -49,6 +59,18 @@ impl Handlers {
             value: wanted.into(),
             reason: format!("no such handler is configured; there are: {}", self.names()),
         })
+    }
+
+    /// What the runtime of a handler says that it can do; it is asked once.
+    ///
+    /// # Cancel safety
+    /// Safe: another caller asks again.
+    pub async fn features(&self, handler: &Handler) -> HandlerFeatures {
+        let ask = || HandlerFeatures::of(&handler.path);
+        match self.features.get(&handler.name) {
+            Some(known) => known.get_or_init(ask).await.clone(),
+            None => ask().await,
+        }
     }
 
     /// All handlers by name.

@@ -3,6 +3,8 @@
 //! The interface is containerd's shim v2 (the bootstrap command line and the Task service), plus
 //! `zcri.shim.v1.Stdio` for log rotation. ARCHITECTURE.md has the conventions for streams and files.
 
+mod stdio;
+
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,8 +22,6 @@ use tokio::net::UnixStream;
 
 use super::Handler;
 
-/// ttrpc service of what the Task API lacks.
-const STDIO_SERVICE: &str = "zcri.shim.v1.Stdio";
 /// Type name of the options of runc and its likes in `CreateTaskRequest.options`.
 const OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
 /// Name of the socket in a pod's bundle.
@@ -86,13 +86,16 @@ pub enum ShimError {
 impl ShimError {
     /// Whether the shim does not know the container or process.
     pub fn is_not_found(&self) -> bool {
-        matches!(
-            self,
-            ShimError::Answer {
-                code: ttrpc::Code::NOT_FOUND,
-                ..
-            }
-        )
+        self.has_code(ttrpc::Code::NOT_FOUND)
+    }
+
+    /// Whether what was asked is not possible in the state that the container or process is in.
+    pub fn is_precondition(&self) -> bool {
+        self.has_code(ttrpc::Code::FAILED_PRECONDITION)
+    }
+
+    fn has_code(&self, wanted: ttrpc::Code) -> bool {
+        matches!(self, ShimError::Answer { code, .. } if *code == wanted)
     }
 }
 
@@ -121,18 +124,24 @@ impl ShimLauncher {
     /// # Errors
     /// The program is missing or gave up; its words are in the error.
     pub async fn start(&self, pod: &str, bundle: &Path) -> Result<Shim, ShimError> {
+        let failed = |source| ShimError::Start {
+            program: self.program.clone(),
+            source,
+        };
+        // Held until it has answered: a shim that starts after this process has died sees the pipe's end, and
+        // gives up, for nobody knows of it.
+        let (lifeline, _held) = std::io::pipe().map_err(failed)?;
         let output = tokio::process::Command::new(&self.program)
             .args(["-namespace", "zcri", "-id", pod, "-bundle"])
             .arg(bundle)
             .arg("start")
             .current_dir(bundle)
-            .stdin(Stdio::null())
+            .stdin(lifeline)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .output()
             .await
-            .map_err(|source| ShimError::Start {
-                program: self.program.clone(),
-                source,
-            })?;
+            .map_err(failed)?;
         if !output.status.success() {
             return Err(ShimError::Refused {
                 program: self.program.clone(),
@@ -186,10 +195,14 @@ pub struct ExecRequest<'a> {
     pub exec_id: &'a str,
     /// The OCI process as JSON.
     pub process: Vec<u8>,
-    /// FIFO for its standard output.
-    pub stdout: &'a Path,
-    /// FIFO for its standard error.
-    pub stderr: &'a Path,
+    /// Whether it has a terminal, whose output goes to `stdout`.
+    pub terminal: bool,
+    /// FIFO that feeds its standard input.
+    pub stdin: Option<&'a Path>,
+    /// FIFO for its standard output, open for reading.
+    pub stdout: Option<&'a Path>,
+    /// FIFO for its standard error, open for reading.
+    pub stderr: Option<&'a Path>,
 }
 
 impl Shim {
@@ -209,6 +222,15 @@ impl Shim {
             tasks: TaskClient::new(client.clone()),
             client,
         })
+    }
+
+    /// Its process id. (The credentials of the socket name the process that began to listen, which has ended.)
+    ///
+    /// # Errors
+    /// The shim's answer.
+    pub async fn pid(&self) -> Result<u32, ShimError> {
+        let request = api::ConnectRequest::default();
+        Ok(self.tasks.connect(call(), &request).await?.shim_pid)
     }
 
     /// As [`Shim::connect`], for a shim that may have died: gives none if it has, and tries again for a while if
@@ -250,10 +272,7 @@ impl Shim {
             id: request.id.into(),
             bundle: request.bundle.to_string_lossy().into(),
             terminal: request.terminal,
-            stdin: request
-                .stdin
-                .map(|path| path.to_string_lossy().into())
-                .unwrap_or_default(),
+            stdin: fifo(request.stdin),
             ..Default::default()
         };
         if let Some(log) = request.log {
@@ -300,8 +319,10 @@ impl Shim {
         let message = api::ExecProcessRequest {
             id: request.id.into(),
             exec_id: request.exec_id.into(),
-            stdout: request.stdout.to_string_lossy().into(),
-            stderr: request.stderr.to_string_lossy().into(),
+            terminal: request.terminal,
+            stdin: fifo(request.stdin),
+            stdout: fifo(request.stdout),
+            stderr: fifo(request.stderr),
             spec: any(
                 "types.containerd.io/opencontainers/runtime-spec/1/Process",
                 request.process,
@@ -403,26 +424,6 @@ impl Shim {
         Ok(())
     }
 
-    /// Makes the shim open the container's log anew, after somebody renamed it.
-    ///
-    /// # Errors
-    /// The container is not running, or the file cannot be made.
-    pub async fn reopen_log(&self, id: &str) -> Result<(), ShimError> {
-        let message = api::StateRequest {
-            id: id.into(),
-            ..Default::default()
-        };
-        let request = ttrpc::Request {
-            service: STDIO_SERVICE.into(),
-            method: "ReopenLog".into(),
-            timeout_nano: CALL_TIMEOUT_NS,
-            payload: message.write_to_bytes().unwrap_or_default(),
-            ..Default::default()
-        };
-        self.client.request(request).await?;
-        Ok(())
-    }
-
     /// Ends the shim, whatever still runs in its pod.
     ///
     /// # Errors
@@ -456,6 +457,12 @@ fn call() -> Context {
         timeout_nano: CALL_TIMEOUT_NS,
         ..Context::default()
     }
+}
+
+/// The path of a FIFO as a request has it; empty for none.
+fn fifo(path: Option<&Path>) -> String {
+    path.map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn any(type_url: &str, value: Vec<u8>) -> MessageField<Any> {

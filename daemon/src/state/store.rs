@@ -207,6 +207,7 @@ mod tests {
             phase: PodPhase::Ready,
             addresses: vec!["10.0.0.2".into()],
             network_attached: true,
+            stack_cgroup: None,
             init_pid: None,
         }
     }

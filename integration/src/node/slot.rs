@@ -49,6 +49,11 @@ impl Slot {
         format!("10.77.{}.0/24", self.number)
     }
 
+    /// The pods' subnet of IPv6.
+    pub fn subnet_v6(&self) -> String {
+        format!("fd77:{:x}::/120", self.number)
+    }
+
     /// Directory of everything but the daemon's state: in memory, where the machine has such a place.
     pub fn dir(&self) -> PathBuf {
         let memory = Path::new("/dev/shm");

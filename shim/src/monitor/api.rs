@@ -17,9 +17,8 @@ impl Monitor {
         let service = request.service.as_str();
         let answer = if TASK.contains(&service) {
             self.task(call, request.method.as_str(), &request.payload)
-        } else if service == STDIO && request.method == "ReopenLog" {
-            rpc::parse(&request.payload)
-                .and_then(|r: api::StateRequest| self.reopen_log(&r))
+        } else if service == STDIO {
+            self.stdio(request.method.as_str(), &request.payload)
                 .map(Some)
         } else {
             Err(RpcError::new(
@@ -32,6 +31,19 @@ impl Monitor {
             Ok(Some(payload)) => self.reply(call, Ok(payload)),
             Ok(None) => {}
             Err(error) => self.reply(call, Err(error)),
+        }
+    }
+
+    /// What is ours alone. The messages are those of the Task service that have the fields.
+    fn stdio(&mut self, method: &str, payload: &[u8]) -> Answer {
+        match method {
+            "ReopenLog" => self.reopen_log(&rpc::parse(payload)?),
+            "Attach" => self.attach(&rpc::parse(payload)?),
+            "EndExecs" => self.end_execs(&rpc::parse(payload)?),
+            _ => Err(RpcError::new(
+                Code::UNIMPLEMENTED,
+                format!("/{STDIO}/{method}"),
+            )),
         }
     }
 

@@ -348,7 +348,7 @@ impl Monitor {
         Ok(None)
     }
 
-    fn forget_exec(&mut self, id: &str, exec_id: &str) {
+    pub(super) fn forget_exec(&mut self, id: &str, exec_id: &str) {
         let key = self
             .containers
             .get_mut(id)
@@ -382,9 +382,16 @@ impl Monitor {
             self.forget_exec(id, &exec_id);
         }
         // Taken apart, so that the rest of it is closed before anyone is told.
-        let Some(Container { deleters, init, .. }) = self.containers.remove(id) else {
+        let Some(Container {
+            deleters,
+            init,
+            mut audience,
+            ..
+        }) = self.containers.remove(id)
+        else {
             return;
         };
+        audience.dismiss(&mut self.poll);
         let init = self.processes.remove(&init);
         let phase = init
             .as_ref()

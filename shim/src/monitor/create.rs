@@ -8,6 +8,7 @@ use protobuf::well_known_types::any::Any;
 use rustix::fs::OFlags;
 
 use super::Monitor;
+use crate::audience::Audience;
 use crate::container::{Cleanup, Container, Io, Kind, Phase, Process, Program};
 use crate::cri_log::LogFile;
 use crate::rpc::{self, Answer, Code, RpcError};
@@ -64,6 +65,7 @@ impl Monitor {
             size: None,
             io,
             cgroup: None,
+            doomed: false,
             starter: None,
             waiters: Vec::new(),
         };
@@ -75,10 +77,12 @@ impl Monitor {
             init,
             execs: std::collections::BTreeMap::new(),
             log,
+            audience: Audience::default(),
             cgroup: None,
             oom_kills: 0,
             oom_events: None,
             oom_killed: false,
+            stream_owner: spec.stream_owner(),
             paused: false,
             cleanup: Cleanup::Clean,
             deleters: Vec::new(),
@@ -123,6 +127,7 @@ impl Monitor {
             size: None,
             io,
             cgroup: None,
+            doomed: false,
             starter: None,
             waiters: Vec::new(),
         };

@@ -10,6 +10,7 @@ use super::start::{Job, Purpose};
 use super::{Monitor, now};
 use crate::cgroup::SIGKILL;
 use crate::container::{Cleanup, Key, Kind, Phase, Program};
+use crate::cri_log::Stream;
 use crate::exit_record::{Exit, ExitRecord};
 use crate::rpc::{self, Code, RpcError};
 use crate::runtime::{self, CallFiles, Invocation};
@@ -168,14 +169,18 @@ impl Monitor {
         let waiters = std::mem::take(&mut process.waiters);
         let id = process.container.clone();
         if matches!(process.program, Program::Init)
-            && let Some(container) = self.containers.get(&id)
+            && let Some(container) = self.containers.get_mut(&id)
         {
+            for stream in [Stream::Out, Stream::Err] {
+                container.audience.end(&mut self.poll, stream);
+            }
             let record = ExitRecord::new(pid, exit, container.oom_killed);
             if let Err(e) = record.write(&container.bundle) {
                 eprintln!("write exit.json in {}: {e}", container.bundle.display());
             }
         }
         self.reply_all(waiters, &super::control::wait_answer(exit));
+        self.forget_if_doomed(key);
         self.finish_delete(&id);
     }
 

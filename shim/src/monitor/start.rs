@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use containerd_shim_protos::api;
-use rustix::fs::OFlags;
+use rustix::fs::{Gid, OFlags, Uid};
 use zcri_sys::pod_init::{self, PodInit};
 
 use super::{Monitor, Source, now};
@@ -154,6 +154,7 @@ impl Monitor {
             return;
         };
         process.phase = Phase::Running { pid };
+        let doomed = process.doomed;
         let starter = process.starter.take();
         let is_init = matches!(process.program, Program::Init);
         for pipe in &mut process.io.pipes {
@@ -173,6 +174,9 @@ impl Monitor {
         response.pid = pid;
         if let Some(call) = starter {
             self.reply(call, rpc::answer(&response));
+        }
+        if doomed {
+            self.kill_exec(key);
         }
         if let Some(exit) = self.unclaimed.remove(&pid) {
             self.process_exited(key, exit);
@@ -196,6 +200,7 @@ impl Monitor {
             self.reply(call, Err(error));
         }
         self.reply_all(waiters, &super::control::wait_answer(exit));
+        self.forget_if_doomed(key);
         // A runtime that was killed half-way leaves things; one that failed cleanly has nothing to delete.
         if is_init
             && matches!(
@@ -394,7 +399,7 @@ impl Launch<'_> {
     fn console(&mut self) -> Result<bool, RpcError> {
         if self.process.terminal {
             let listener =
-                super::streams::listen_for_console(&self.files.console).map_err(|e| {
+                super::terminal::listen_for_console(&self.files.console).map_err(|e| {
                     RpcError::internal(format!("listen on {}: {e}", self.files.console.display()))
                 })?;
             let watch = self
@@ -408,6 +413,7 @@ impl Launch<'_> {
 
     /// Gives the command its streams.
     fn streams(&mut self, command: &mut Command) -> std::io::Result<()> {
+        // A container's output is taken even if it has no log: somebody may attach.
         let is_init = matches!(self.process.program, Program::Init);
         let Io {
             stdin,
@@ -417,13 +423,14 @@ impl Launch<'_> {
             ..
         } = &mut self.process.io;
         if let Some(fifo) = stdin.as_ref() {
-            command.stdin(stdio::open_for_process(fifo, OFlags::RDONLY)?);
+            let end = stdio::open_for_process(fifo, OFlags::RDONLY)?;
+            give(&end, self.container.stream_owner)?;
+            command.stdin(end);
         }
-        let [_, out, err] = &self.process.stdio;
-        for (stream, fifo, name) in [(Stream::Out, stdout, out), (Stream::Err, stderr, err)] {
+        for (stream, fifo) in [(Stream::Out, stdout), (Stream::Err, stderr)] {
             let end: OwnedFd = if let Some(fifo) = fifo.as_ref() {
                 stdio::open_for_process(fifo.as_fd(), OFlags::WRONLY)?
-            } else if is_init && !name.is_empty() {
+            } else if is_init {
                 let (reader, writer) = stdio::output_pipe()?;
                 let watch =
                     self.poll
@@ -438,6 +445,7 @@ impl Launch<'_> {
             } else {
                 stdio::null()?
             };
+            give(&end, self.container.stream_owner)?;
             match stream {
                 Stream::Out => command.stdout(end),
                 Stream::Err => command.stderr(end),
@@ -445,6 +453,19 @@ impl Launch<'_> {
         }
         Ok(())
     }
+}
+
+/// Gives a stream to its process. `/dev/null` belongs to the node.
+fn give(end: &OwnedFd, owner: Option<(u32, u32)>) -> std::io::Result<()> {
+    let Some((uid, gid)) = owner else {
+        return Ok(());
+    };
+    let mode = rustix::fs::fstat(end)?.st_mode;
+    if rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Fifo {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::fchown(end, Some(uid), Some(gid))?;
+    }
+    Ok(())
 }
 
 /// Starts a runtime without waiting for it; its end comes as an event.

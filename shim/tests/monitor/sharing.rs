@@ -133,7 +133,7 @@ fn an_init_that_cannot_start_says_why() {
     assert!(message.contains("/nonexistent/uts"), "{message}");
     assert_eq!(c.wait(), 1);
     c.delete().unwrap();
-    c.spec["linux"]["namespaces"] = json!([{"type": "user", "path": "/x"}]);
+    c.spec["linux"]["namespaces"] = json!([{"type": "time", "path": "/x"}]);
     assert_eq!(code(c.create()).0, Code::UNIMPLEMENTED);
     pod.finish();
 }

@@ -17,6 +17,8 @@ pub struct NodeFacts {
     pub apparmor: bool,
     /// Whether SELinux is enabled.
     pub selinux: bool,
+    /// Whether pods can have user namespaces, with the owners of files in the image store mapped for them.
+    pub user_namespaces: bool,
     /// Whether the memory controller accounts for swap.
     pub swap: bool,
     /// Whether there is a controller for huge pages in the tree of `cgroup_version`.

@@ -4,19 +4,21 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Mount as OciMount;
 
-use super::{SpecError, SpecInput, id_mappings};
+use super::{SpecError, SpecInput};
 use crate::container::config::{Mount, MountAccess, Propagation};
-use crate::pod::config::{PodScope, UserNamespace};
+use crate::pod::config::PodScope;
 
 /// A mount of the request with its source as it is on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreparedMount {
     /// The request.
     pub mount: Mount,
-    /// The source: symbolic links followed, an image's file system mounted.
+    /// The source: symbolic links followed, an image's file system mounted, owners mapped.
     pub source: PathBuf,
     /// How the mount that holds the source propagates.
     pub peers: Peers,
+    /// Options of the mount that holds the source which a remount would take away: `nosuid`, `nodev`, `noexec`.
+    pub kept: Vec<&'static str>,
 }
 
 /// Propagation of a mount of the node (mount_namespaces(7)), as `mountinfo` shows it.
@@ -111,7 +113,7 @@ fn defaults(input: &SpecInput<'_>) -> Vec<OciMount> {
         "mode=0620",
     ];
     // The group `tty` of the field, if the pod has it at all.
-    if user.is_none_or(|user| maps_group(user, TTY)) {
+    if user.is_none_or(|user| user.maps_group(TTY)) {
         pts.push("gid=5");
     }
     vec![
@@ -140,13 +142,6 @@ fn defaults(input: &SpecInput<'_>) -> Vec<OciMount> {
 }
 
 const TTY: u32 = 5;
-
-fn maps_group(user: &UserNamespace, gid: u32) -> bool {
-    user.gids.iter().any(|range| {
-        gid.checked_sub(range.container_id)
-            .is_some_and(|offset| offset < range.length)
-    })
-}
 
 /// The kernel mounts sysfs only for the owner of the network namespace, which a pod's user namespace on the node's
 /// network is not.
@@ -233,28 +228,27 @@ fn bind(prepared: &PreparedMount) -> Result<OciMount, SpecError> {
         (Propagation::Bidirectional, Peers::Shared) => "rshared",
         (Propagation::Bidirectional, _) => return refuse("Bidirectional", "shared"),
     };
+    // Not "rw": that is a remount which takes all options away, also the `ro` of a source that is read-only.
     let access = match request.access {
-        MountAccess::ReadWrite => "rw",
-        MountAccess::ReadOnly => "ro",
-        MountAccess::RecursiveReadOnly => "rro",
+        MountAccess::ReadWrite => None,
+        MountAccess::ReadOnly => Some("ro"),
+        MountAccess::RecursiveReadOnly => Some("rro"),
     };
-    let mut options = vec![
-        "rbind".to_owned(),
-        propagation.to_owned(),
-        access.to_owned(),
-    ];
+    let mut options = vec!["rbind".to_owned(), propagation.to_owned()];
+    options.extend(access.map(str::to_owned));
     options.extend(request.options.iter().cloned());
+    for kept in &prepared.kept {
+        if !options.iter().any(|option| option == kept) {
+            options.push((*kept).to_owned());
+        }
+    }
     let mut mount = OciMount::default();
     mount
         .set_typ(Some("bind".to_owned()))
         .set_source(Some(prepared.source.clone()))
         .set_destination(clean(&request.container_path))
         .set_options(Some(options));
-    if !request.uid_mappings.is_empty() {
-        mount
-            .set_uid_mappings(Some(id_mappings(&request.uid_mappings)))
-            .set_gid_mappings(Some(id_mappings(&request.gid_mappings)));
-    }
+    // Its id mappings are not for the runtime: the source has them already, so that any runtime will do.
     Ok(mount)
 }
 

@@ -12,6 +12,8 @@ use crate::pod::config::{PodPid, PodScope};
 /// Files of namespaces that exist. `None` where the pod has none of its own.
 #[derive(Debug, Clone, Default)]
 pub struct NamespacePaths {
+    /// Whether the pod has its network on the node's stack, without a namespace.
+    pub on_stack: bool,
     /// Network namespace of the pod.
     pub network: Option<PathBuf>,
     /// IPC namespace of the pod.
@@ -38,12 +40,14 @@ pub(super) fn namespaces(input: &SpecInput<'_>) -> Result<Vec<LinuxNamespace>, S
         }
         (None, PodScope::Pod) => Err(SpecError::NamespaceMissing { kind: name }),
     };
-    join(
-        LinuxNamespaceType::Network,
-        "network",
-        pod.network,
-        &paths.network,
-    )?;
+    if !paths.on_stack {
+        join(
+            LinuxNamespaceType::Network,
+            "network",
+            pod.network,
+            &paths.network,
+        )?;
+    }
     join(LinuxNamespaceType::Ipc, "IPC", pod.ipc, &paths.ipc)?;
     // The host name belongs to the network identity: with the node's network comes the node's name.
     join(LinuxNamespaceType::Uts, "UTS", pod.network, &paths.uts)?;

@@ -24,6 +24,7 @@ pub(super) fn facts() -> NodeFacts {
         seccomp: true,
         apparmor: false,
         selinux: false,
+        user_namespaces: true,
         swap: true,
         hugetlb: true,
     }
@@ -76,6 +77,7 @@ impl Case {
                 ..ResolvedUser::default()
             },
             namespaces: NamespacePaths {
+                on_stack: false,
                 network: path("net"),
                 ipc: path("ipc"),
                 uts: path("uts"),
@@ -205,6 +207,7 @@ fn prepared(target: &str, propagation: Propagation, peers: Peers) -> PreparedMou
         mount,
         source: format!("/data{target}").into(),
         peers,
+        kept: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use zcri_proto::v1;
 
 use super::namespaces::id_mappings;
-use super::{ConvertError, absolute, known, relative_below, sorted, text};
+use super::{ConvertError, absolute, known, relative_below, sorted};
 use crate::container::config::{ImageRef, Mount, MountAccess, MountSource, Propagation};
 use crate::pod::config::IdMapping;
 
@@ -74,18 +74,24 @@ fn source(at: &str, given: &v1::Mount) -> Result<MountSource, ConvertError> {
 }
 
 /// CRI: "when set to true, readonly must be explicitly set to true, and propagation must be PRIVATE". A mounted
-/// image is always read-only.
+/// image is read-only (KEP-4639), and whoever asks for another one must not be left in the belief to have it.
 fn access(
     at: &str,
     given: &v1::Mount,
     propagation: Propagation,
 ) -> Result<MountAccess, ConvertError> {
     let field = || format!("{at}.recursive_read_only");
-    match (
-        given.recursive_read_only,
-        given.readonly || given.image.as_ref().is_some_and(|i| !i.image.is_empty()),
-    ) {
-        (true, _) if !given.readonly => Err(ConvertError::invalid(
+    let of_image = given.image.as_ref().is_some_and(|i| !i.image.is_empty());
+    if of_image && !given.readonly {
+        let field = format!("{at}.readonly");
+        return Err(ConvertError::invalid(
+            field,
+            false,
+            "must be true in a mount of an image",
+        ));
+    }
+    match (given.recursive_read_only, given.readonly) {
+        (true, false) => Err(ConvertError::invalid(
             field(),
             true,
             "needs readonly to be true",
@@ -109,43 +115,26 @@ fn propagation(field: &str, value: i32) -> Result<Propagation, ConvertError> {
     })
 }
 
-/// A single option. What has a field of its own in CRI cannot be contradicted here.
+/// One of the options that a mount of its own can have (KEP-5855 names the first three). They only take away: what
+/// would give, or has a field of its own in CRI, is refused.
 fn mount_option(field: &str, option: &str) -> Result<String, ConvertError> {
-    const OWN_FIELD: &[&str] = &[
-        "ro",
-        "rw",
-        "rro",
-        "rrw",
-        "bind",
-        "rbind",
-        "private",
-        "rprivate",
-        "slave",
-        "rslave",
-        "shared",
-        "rshared",
-        "unbindable",
-        "runbindable",
-        "idmap",
-        "ridmap",
-        "remount",
+    const KNOWN: [&str; 7] = [
+        "noexec",
+        "nodev",
+        "nosuid",
+        "nosymfollow",
+        "noatime",
+        "nodiratime",
+        "relatime",
     ];
-    let option = text(field, option)?;
-    if option.is_empty() || option.contains(',') {
-        return Err(ConvertError::invalid(
-            field,
-            option,
-            "must be one option of mount(8)",
-        ));
+    if KNOWN.contains(&option) {
+        return Ok(option.to_owned());
     }
-    if OWN_FIELD.contains(&option.as_str()) {
-        return Err(ConvertError::invalid(
-            field,
-            option,
-            "has a field of its own in CRI",
-        ));
-    }
-    Ok(option)
+    Err(ConvertError::invalid(
+        field,
+        option.escape_default(),
+        format!("must be one of {}", KNOWN.join(", ")),
+    ))
 }
 
 pub(super) fn image_ref(given: &v1::ImageSpec) -> ImageRef {

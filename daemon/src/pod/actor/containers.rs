@@ -83,6 +83,7 @@ impl Actor {
             Ok(()) => shim.start(id.as_str(), "").await,
             Err(error) => Err(error),
         };
+        release_mounts(&owned.view);
         match started {
             Ok(pid) => {
                 let started_at_ns = crate::time::now_ns();
@@ -224,6 +225,8 @@ impl Actor {
         tracing::info!(pod = %self.parts.id, container = %id, exit_code = exited.exit_code, reason = exited.reason,
             "container ended");
         set_exited(&self.node, owned, exited);
+        // Now, because what comes next may remove it.
+        self.publish();
     }
 
     /// Clears what a container of a lost shim has left with the OCI runtime.
@@ -306,6 +309,13 @@ impl Actor {
         view.resources = merged;
         owned.view = Arc::new(view);
         Ok(())
+    }
+}
+
+/// Lets go what was mounted for the start alone. A failure shows again when the container is removed.
+pub(super) fn release_mounts(view: &ContainerView) {
+    if let Err(error) = container::release_mounts(&view.bundle) {
+        tracing::warn!(container = %view.id, error = %Chain(&error), "mounts for its start are left");
     }
 }
 

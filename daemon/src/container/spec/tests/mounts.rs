@@ -65,10 +65,7 @@ fn options_of_mounts() {
         let root = case.json()["linux"]["rootfsPropagation"].clone();
         (case.mount("/m")["options"].clone(), root)
     };
-    assert_eq!(
-        options(|_| {}),
-        (json!(["rbind", "rprivate", "rw"]), Value::Null)
-    );
+    assert_eq!(options(|_| {}), (json!(["rbind", "rprivate"]), Value::Null));
     assert_eq!(
         options(|m| m.mount.access = MountAccess::ReadOnly).0,
         json!(["rbind", "rprivate", "ro"])
@@ -79,15 +76,21 @@ fn options_of_mounts() {
     );
     assert_eq!(
         options(|m| m.mount.options = strings(&["noexec"])).0,
-        json!(["rbind", "rprivate", "rw", "noexec"])
+        json!(["rbind", "rprivate", "noexec"])
+    );
+    let kept = options(|m| {
+        m.mount.access = MountAccess::ReadOnly;
+        m.mount.options = strings(&["noexec"]);
+        m.kept = vec!["nosuid", "noexec"];
+    });
+    assert_eq!(
+        kept.0,
+        json!(["rbind", "rprivate", "ro", "noexec", "nosuid"])
     );
     let slave = options(|m| *m = prepared("/m", Propagation::HostToContainer, Peers::Slave));
-    assert_eq!(slave, (json!(["rbind", "rslave", "rw"]), json!("rslave")));
+    assert_eq!(slave, (json!(["rbind", "rslave"]), json!("rslave")));
     let shared = options(|m| *m = prepared("/m", Propagation::Bidirectional, Peers::Shared));
-    assert_eq!(
-        shared,
-        (json!(["rbind", "rshared", "rw"]), json!("rshared"))
-    );
+    assert_eq!(shared, (json!(["rbind", "rshared"]), json!("rshared")));
 }
 
 #[test]

@@ -205,6 +205,7 @@ fn mounts_of_images() {
     let parsed = mount(|m| {
         (m.host_path, m.image, m.image_sub_path) =
             (String::new(), image("sha256:1"), "models/a".into());
+        m.readonly = true;
     })
     .unwrap();
     let MountSource::Image {
@@ -218,7 +219,7 @@ fn mounts_of_images() {
         (source.image.as_str(), sub_path.to_str()),
         ("sha256:1", Some("models/a"))
     );
-    assert_eq!(parsed.access, MountAccess::ReadOnly, "always");
+    assert_eq!(parsed.access, MountAccess::ReadOnly);
     assert_eq!(
         mounts_to_proto(std::slice::from_ref(&parsed))[0].image_sub_path,
         "models/a"
@@ -237,6 +238,10 @@ fn mounts_of_images() {
         field(&|m| (m.host_path, m.image, m.image_sub_path) =
             (String::new(), image("x"), "../a".into())),
         "config.mounts[0].image_sub_path"
+    );
+    assert_eq!(
+        field(&|m| (m.host_path, m.image) = (String::new(), image("x"))),
+        "config.mounts[0].readonly"
     );
     assert!(
         mount(|m| m.image = image("")).is_ok(),
@@ -285,7 +290,16 @@ fn mounts_that_cannot_be() {
         field(&|m| m.gid_mappings = vec![range(0, 1, 1)]),
         "config.mounts[0].uidMappings"
     );
-    for option in ["", "ro", "noexec,rw", "rshared"] {
+    for option in [
+        "",
+        "ro",
+        "noexec,rw",
+        "rshared",
+        "exec",
+        "suid",
+        "size=1g",
+        "a\0b",
+    ] {
         assert_eq!(
             field(&|m| m.mount_options = vec![option.into()]),
             "config.mounts[0].mount_options[0]"

@@ -1,0 +1,251 @@
+//! The pod's control group in the unified hierarchy, and the programs on it.
+//!
+//! Programs on control groups are of the unified hierarchy only, which is there, without controllers, on hybrid nodes
+//! too. Where it has no group for the pod yet, ADD makes one, and whoever starts the pod's processes puts them there.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd as _,
+    path::{Component, Path, PathBuf},
+};
+
+use zcri_sys::bpf::Program;
+
+use super::programs::HOOKS;
+use crate::{
+    error::{Error, Result},
+    log::Log,
+    store::OwnedCgroup,
+};
+
+/// What is on the way to a group may be removed by others while it is made.
+const TRIES: usize = 10;
+
+/// Mount point of the unified hierarchy.
+pub(super) fn unified() -> Result<PathBuf> {
+    let tree = zcri_sys::cgroup::Tree::detect()
+        .map_err(Error::system("cannot find the control groups"))?;
+    let unified = tree.unified().ok_or_else(|| Error::Unconfined {
+        reason: "no unified hierarchy (cgroup2) is mounted".to_owned(),
+    })?;
+    Ok(unified.to_owned())
+}
+
+/// A pod's control group, which need not be there.
+#[derive(Debug)]
+pub(super) struct Group {
+    root: PathBuf,
+    dir: PathBuf,
+}
+
+impl Group {
+    /// By `cgroupPath`: within the hierarchy, or a directory beneath its mount point, or a systemd slice.
+    pub(super) fn locate(path: &str) -> Result<Self> {
+        let root = unified()?;
+        let within = relative(path, &root).ok_or_else(|| Error::Config {
+            key: "cgroupPath",
+            reason: format!("{path:?} is not a path of a control group beneath the root"),
+        })?;
+        Ok(Self {
+            dir: root.join(within),
+            root,
+        })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What of it is there.
+    pub(super) fn owned(&self) -> OwnedCgroup {
+        let found = self.dir.ancestors().find(|dir| dir.is_dir());
+        OwnedCgroup {
+            dir: self.dir.clone(),
+            found: found.unwrap_or(&self.root).to_owned(),
+        }
+    }
+
+    /// Makes it, with what is missing of the way to it.
+    pub(super) fn create(&self) -> Result<()> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for _ in 0..TRIES {
+            match fs::create_dir_all(&self.dir) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => last = e,
+                Err(e) => return Err(unconfined("create", &self.dir, &e)),
+            }
+        }
+        Err(unconfined("create", &self.dir, &last))
+    }
+
+    /// Attaches the programs, then detaches those of an earlier ADD: it is confined all the time. The new ones are
+    /// in the order of [`HOOKS`].
+    pub(super) fn confine(&self, programs: &[Program]) -> Result<()> {
+        let dir = self.open()?;
+        let fail = |e| Error::system(format!("cannot confine {}", self.dir.display()))(e);
+        for ((hook, name), program) in HOOKS.into_iter().zip(programs) {
+            let before = Program::attached(dir.as_fd(), hook).map_err(fail)?;
+            let tag = program.info().map_err(fail)?.tag;
+            let mut there = false;
+            for old in before {
+                let info = old.info().map_err(fail)?;
+                if info.name != name {
+                    continue;
+                }
+                if info.tag == tag && !there {
+                    there = true;
+                    continue;
+                }
+                if !there {
+                    program.attach(dir.as_fd(), hook).map_err(fail)?;
+                    there = true;
+                }
+                old.detach(dir.as_fd(), hook).map_err(fail)?;
+            }
+            if !there {
+                program.attach(dir.as_fd(), hook).map_err(fail)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let dir = self.open()?;
+        for (hook, name) in HOOKS {
+            let fail = |e| Error::system(format!("look at {}", self.dir.display()))(e);
+            let attached = Program::attached(dir.as_fd(), hook).map_err(fail)?;
+            let ours = |program: &Program| program.info().is_ok_and(|info| info.name == name);
+            if !attached.iter().any(ours) {
+                let what = format!("{} is not confined: {name} is missing", self.dir.display());
+                return Err(Error::Changed { what });
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> Result<File> {
+        File::open(&self.dir).map_err(|e| unconfined("open", &self.dir, &e))
+    }
+}
+
+fn unconfined(op: &str, dir: &Path, error: &io::Error) -> Error {
+    Error::Unconfined {
+        reason: format!("{op} {}: {error}", dir.display()),
+    }
+}
+
+/// At DEL: removes the directories that ADD made, as far as nothing is in them. If processes are left, all stays as it
+/// is, and confined; if the group is somebody else's, it loses the programs.
+pub(super) fn leave(owned: &OwnedCgroup, log: &Log) -> Result<()> {
+    let made = owned
+        .dir
+        .ancestors()
+        .take_while(|dir| *dir != owned.found.as_path() && dir.starts_with(&owned.found));
+    for dir in made {
+        match fs::remove_dir(dir) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => break,
+        }
+    }
+    if !owned.dir.is_dir() {
+        return Ok(());
+    }
+    if is_populated(&owned.dir) {
+        log.line(format_args!(
+            "{} still has processes: it is left, and confined",
+            owned.dir.display()
+        ));
+        return Ok(());
+    }
+    release(&owned.dir)
+}
+
+/// Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "cgroup.events".
+fn is_populated(dir: &Path) -> bool {
+    fs::read_to_string(dir.join("cgroup.events"))
+        .is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
+}
+
+fn release(dir: &Path) -> Result<()> {
+    let Ok(file) = File::open(dir) else {
+        return Ok(());
+    };
+    for (hook, name) in HOOKS {
+        let fail = |e| Error::system(format!("release {}", dir.display()))(e);
+        for program in Program::attached(file.as_fd(), hook).map_err(fail)? {
+            if program.info().map_err(fail)?.name == name {
+                program.detach(file.as_fd(), hook).map_err(fail)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The path below the root of the hierarchy; none when it leads elsewhere, or is the root.
+fn relative(path: &str, root: &Path) -> Option<PathBuf> {
+    let whole = Path::new(path);
+    let within = whole
+        .strip_prefix(root)
+        .or_else(|_| whole.strip_prefix("/"))
+        .unwrap_or(whole);
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_));
+    if within.as_os_str().is_empty() || !within.components().all(plain) {
+        return None;
+    }
+    let mut parts = within.components();
+    match (parts.next(), parts.next()) {
+        (Some(only), None) => Some(slice(only.as_os_str().to_str()?)),
+        _ => Some(within.to_owned()),
+    }
+}
+
+/// Where systemd puts a slice: `a-b.slice` is in `a.slice`. Source: systemd.slice(5).
+fn slice(name: &str) -> PathBuf {
+    let Some(stem) = name
+        .strip_suffix(".slice")
+        .filter(|stem| stem.contains('-'))
+    else {
+        return name.into();
+    };
+    let mut path = PathBuf::new();
+    for (end, _) in stem.match_indices('-') {
+        path.push(format!("{}.slice", &stem[..end]));
+    }
+    path.join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_each_form_of_its_path() {
+        let root = Path::new("/sys/fs/cgroup/unified");
+        for (path, expected) in [
+            ("/kubepods/pod1", Some("kubepods/pod1")),
+            ("kubepods/pod1", Some("kubepods/pod1")),
+            (
+                "/sys/fs/cgroup/unified/kubepods/pod1",
+                Some("kubepods/pod1"),
+            ),
+            ("/pod1", Some("pod1")),
+            (
+                "kubepods-burstable-pod1.slice",
+                Some("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice"),
+            ),
+            ("pods.slice", Some("pods.slice")),
+            ("/", None),
+            ("", None),
+            ("/sys/fs/cgroup/unified", None),
+            ("/a/../../b", None),
+        ] {
+            assert_eq!(
+                relative(path, root),
+                expected.map(PathBuf::from),
+                "{path:?}"
+            );
+        }
+    }
+}

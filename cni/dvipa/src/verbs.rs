@@ -1,0 +1,353 @@
+//! ADD, DEL, CHECK, STATUS and GC: the order of steps that makes each of them whole after a crash at any point.
+//!
+//! ```text
+//! ADD:  claim (owner's file) -> lease -> address active -> result       a failure goes back the same way
+//! DEL:  claim found -> address inactive -> lease gone -> claim gone
+//! ```
+//!
+//! So an address is never active without a lease, and a lease never there without its owner's file, by which DEL, GC
+//! and the next ADD of the same pod find everything.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use serde_json::{Value, json};
+
+use crate::{
+    backend::{self, Attached, Attachment, Backend, Remains},
+    config::Config,
+    error::{Error, Result},
+    log::Log,
+    ranges::Family,
+    reply,
+    request::{Input, Pod},
+    store::{Claim, Key, Owner, Store, Wanted},
+};
+
+/// How often an address may turn out to be in use just when it is activated.
+const TRIES: usize = 8;
+
+/// The store of this node and stack.
+fn store(config: &Config) -> Result<Store> {
+    let boot = zcri_sys::node::boot_id().map_err(Error::system("which boot is this?"))?;
+    let node = match &config.node {
+        Some(node) => node.clone(),
+        None => host_name(),
+    };
+    Store::open(&config.data_dir, &node, &boot, &config.stack)
+}
+
+/// The host name as a file name.
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy();
+    let sound = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    let name: String = name.chars().filter(|c| sound(*c)).collect();
+    let name = name.trim_start_matches('.');
+    if name.is_empty() { "node" } else { name }.to_owned()
+}
+
+fn joined(ips: &[IpAddr]) -> String {
+    let texts: Vec<_> = ips.iter().map(IpAddr::to_string).collect();
+    texts.join(" and ")
+}
+
+/// Attaches a pod, or finds it attached.
+///
+/// # Errors
+/// The reason; nothing is left.
+pub fn add(input: &Input, pod: &Pod, log: &Log) -> Result<Value> {
+    let config = &input.config;
+    if pod.netns.is_none() {
+        return Err(Error::Environment {
+            name: "CNI_NETNS",
+            reason: "is missing".to_owned(),
+        });
+    }
+    let mut backend = backend::open(config)?;
+    let owner = Owner {
+        network: config.network.clone(),
+        container: pod.container.clone(),
+        ifname: pod.ifname.clone(),
+        pod: pod.name.as_ref().map(|(ns, name)| format!("{ns}/{name}")),
+        cgroup: backend.prepare(pod)?,
+        ..Owner::default()
+    };
+    let store = store(config)?;
+    let key = Key::new(&config.network, &pod.container, &pod.ifname);
+    let claim = store.claim(&key, &owner)?;
+    let had = store.addresses(&claim)?;
+    let (attached, addresses) =
+        match lease_and_attach(&store, &claim, &mut *backend, config, pod, log) {
+            Ok(done) => done,
+            // What an earlier ADD made is not undone by one that wants something else.
+            Err(Failed::Lease(error)) if !had.is_empty() => return Err(error),
+            Err(Failed::Lease(error) | Failed::Attach(error)) => {
+                undo(&store, &claim, &mut *backend, log);
+                return Err(error);
+            }
+        };
+    Ok(reply::added(
+        &input.version,
+        input.prev_result.as_ref(),
+        &attached,
+        &addresses,
+        config.dns.as_ref(),
+    ))
+}
+
+enum Failed {
+    Lease(Error),
+    Attach(Error),
+}
+
+fn lease_and_attach(
+    store: &Store,
+    claim: &Claim,
+    backend: &mut dyn Backend,
+    config: &Config,
+    pod: &Pod,
+    log: &Log,
+) -> Result<(Attached, Vec<IpAddr>), Failed> {
+    let mut avoid = Vec::new();
+    loop {
+        let addresses = store
+            .allocate(
+                claim,
+                &mut Wanted {
+                    ranges: &config.ranges,
+                    requested: &config.requested,
+                    max: config.max_vipas,
+                    avoid: &avoid,
+                    active: &mut |ip| backend.active(ip),
+                    log,
+                },
+            )
+            .map_err(Failed::Lease)?;
+        log.line(format_args!("leased {}", joined(&addresses)));
+        let attachment = Attachment {
+            key: claim.key(),
+            pod,
+            addresses: &addresses,
+        };
+        match backend.attach(&attachment, log) {
+            Ok(attached) => return Ok((attached, addresses)),
+            Err(Error::Taken { ip, reason })
+                if avoid.len() < TRIES && !config.requested.contains(&ip) =>
+            {
+                log.line(format_args!("{ip} is skipped: {reason}"));
+                let remains = Remains {
+                    key: claim.key(),
+                    addresses: &addresses,
+                    owner: None,
+                };
+                backend.detach(&remains, log).map_err(Failed::Attach)?;
+                store.release_address(claim, ip).map_err(Failed::Attach)?;
+                avoid.push(ip);
+            }
+            Err(error) => return Err(Failed::Attach(error)),
+        }
+    }
+}
+
+/// After a failed ADD. What cannot be undone is kept with its lease, for DEL.
+fn undo(store: &Store, claim: &Claim, backend: &mut dyn Backend, log: &Log) {
+    if let Err(error) = detach(store, claim, backend, log) {
+        log.line(format_args!("not undone, DEL will: {}", error.chain()));
+    }
+}
+
+fn detach(store: &Store, claim: &Claim, backend: &mut dyn Backend, log: &Log) -> Result<()> {
+    let addresses = store.addresses(claim)?;
+    let owner = claim.owner();
+    backend.detach(
+        &Remains {
+            key: claim.key(),
+            addresses: &addresses,
+            owner: owner.as_ref(),
+        },
+        log,
+    )?;
+    let freed = store.release(claim)?;
+    if !freed.is_empty() {
+        log.line(format_args!("freed {}", joined(&freed)));
+    }
+    Ok(())
+}
+
+/// Detaches a pod; one that is not attached is no error.
+///
+/// # Errors
+/// Something is left; another DEL will find it.
+pub fn del(input: &Input, pod: &Pod, log: &Log) -> Result<()> {
+    let config = &input.config;
+    let mut backend = backend::open(config)?;
+    let store = store(config)?;
+    let key = Key::new(&config.network, &pod.container, &pod.ifname);
+    if let Some(claim) = store.find(&key)? {
+        return detach(&store, &claim, &mut *backend, log);
+    }
+    // Its lease got lost, or it never had one: what is active of it by name, or by the result of its ADD, goes too,
+    // unless it is somebody else's by now.
+    let mut addresses = backend::result_addresses(input.prev_result.as_ref());
+    addresses.retain(|ip| config.ranges.allows(*ip).is_ok() && !store.is_leased(*ip));
+    let remains = Remains {
+        key: &key,
+        addresses: &addresses,
+        owner: None,
+    };
+    backend.detach(&remains, log)?;
+    log.line("has no lease");
+    Ok(())
+}
+
+/// Is everything as ADD left it?
+///
+/// # Errors
+/// What is not.
+pub fn check(input: &Input, pod: &Pod) -> Result<()> {
+    let config = &input.config;
+    let mut backend = backend::open(config)?;
+    let store = store(config)?;
+    let key = Key::new(&config.network, &pod.container, &pod.ifname);
+    let unknown = || Error::Unknown {
+        container: pod.container.clone(),
+        network: config.network.clone(),
+    };
+    let claim = store.find(&key)?.ok_or_else(unknown)?;
+    let addresses = store.addresses(&claim)?;
+    if addresses.is_empty() {
+        return Err(unknown());
+    }
+    let before = backend::result_addresses(input.prev_result.as_ref());
+    if input.prev_result.is_some() {
+        if let Some(ip) = addresses.iter().find(|ip| !before.contains(ip)) {
+            let what = format!("{ip} is leased, and the result of ADD does not have it");
+            return Err(Error::Changed { what });
+        }
+        let missing = config.ranges.families().find(|family| {
+            !addresses.iter().any(|ip| Family::of(*ip) == *family)
+                && before
+                    .iter()
+                    .any(|ip| Family::of(*ip) == *family && config.ranges.allows(*ip).is_ok())
+        });
+        if let Some(family) = missing {
+            let what = format!("the pod's {} address has lost its lease", family.as_str());
+            return Err(Error::Changed { what });
+        }
+    }
+    backend.check(&Attachment {
+        key: &key,
+        pod,
+        addresses: &addresses,
+    })
+}
+
+/// Could a pod be attached?
+///
+/// # Errors
+/// Why not.
+pub fn status(input: &Input, log: &Log) -> Result<()> {
+    let config = &input.config;
+    let not_ready = |reason: String| Error::NotReady {
+        reason,
+        limited: false,
+    };
+    let wrapped = |error: Error| match error {
+        ready @ Error::NotReady { .. } => ready,
+        other => not_ready(other.chain()),
+    };
+    let mut backend = backend::open(config).map_err(wrapped)?;
+    let store = store(config).map_err(wrapped)?;
+    let freed = store.free_stale().map_err(wrapped)?;
+    if !freed.is_empty() {
+        log.line(format_args!("freed {} of an earlier boot", joined(&freed)));
+    }
+    for ip in store.orphans(|_| false).map_err(wrapped)? {
+        log.line(format_args!(
+            "the lease of {ip} is damaged or nobody's: the address is not given out before GC or an administrator removes it"
+        ));
+    }
+    let used = store.used().map_err(wrapped)?;
+    if used >= config.max_vipas {
+        let max = config.max_vipas;
+        let stack = &config.stack;
+        let reason = format!("stack {stack:?} has {used} of at most {max} VIPAs (maxVipas)");
+        return Err(not_ready(reason));
+    }
+    let leases = store.leases().map_err(wrapped)?;
+    for family in config.ranges.families() {
+        let of = |ip: &&IpAddr| Family::of(**ip) == family && config.ranges.allows(**ip).is_ok();
+        let leased = leases.keys().filter(of).count();
+        if leased as u128 >= config.ranges.size(family) {
+            let ranges = &config.ranges;
+            let reason = format!(
+                "all {leased} {} addresses of {ranges} are leased",
+                family.as_str()
+            );
+            return Err(not_ready(reason));
+        }
+    }
+    backend.ready().map_err(wrapped)
+}
+
+/// Frees what is of this network, node and stack, and of no attachment that the runtime lists.
+///
+/// # Errors
+/// Everything that could not be freed; the rest was.
+pub fn gc(input: &Input, log: &Log) -> Result<()> {
+    let config = &input.config;
+    let Some(valid) = &input.valid else {
+        return Err(Error::Config {
+            key: "cni.dev/valid-attachments",
+            reason: "is missing, and without it every pod would be detached".to_owned(),
+        });
+    };
+    let mut backend = backend::open(config)?;
+    let store = store(config)?;
+    let mut keep: BTreeSet<Key> = valid
+        .iter()
+        .map(|one| Key::new(&config.network, &one.container, &one.ifname))
+        .collect();
+    let mut failures = Vec::new();
+    store.free_stale()?;
+    for claim in store.invalid(&config.network, &keep)? {
+        if let Err(error) = detach(&store, &claim, &mut *backend, log) {
+            failures.push(error.chain());
+        }
+    }
+    keep.extend(store.keys()?);
+    let leased = |ip: IpAddr| store.is_leased(ip);
+    if let Err(error) = backend.sweep(&keep, &leased, log) {
+        failures.push(error.chain());
+    }
+    free_orphans(&store, &mut *backend, log)?;
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Several { failures })
+    }
+}
+
+/// Leases that are damaged or nobody's. On a store that several nodes share only an administrator can know.
+fn free_orphans(store: &Store, backend: &mut dyn Backend, log: &Log) -> Result<()> {
+    let shared = store.is_shared()?;
+    let orphans = store.orphans(|ip| {
+        let free = !shared && matches!(backend.active(ip), Ok(None));
+        let what = if free {
+            "freed: its lease was damaged or nobody's"
+        } else {
+            "not freed: its lease is damaged or nobody's, and it may be in use"
+        };
+        log.line(format_args!("{ip} {what}"));
+        free
+    })?;
+    drop(orphans);
+    Ok(())
+}
+
+/// The answer to VERSION.
+#[must_use]
+pub fn version(stdin: &[u8]) -> Value {
+    let value: Value = serde_json::from_slice(stdin).unwrap_or_else(|_| json!({}));
+    reply::versions(&crate::request::version_of(&value))
+}

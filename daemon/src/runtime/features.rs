@@ -1,0 +1,121 @@
+//! What an OCI runtime can do, by its `features` command (runtime specification, features.md).
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::process::Command;
+
+/// A runtime answers from what was compiled into it; one that takes longer than this does not know the command.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a runtime says of itself. The default is a runtime that says nothing: what is not said is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HandlerFeatures {
+    /// The options that it knows in mounts; empty when it does not say.
+    pub mount_options: BTreeSet<String>,
+    /// The kinds of namespaces that it knows: "user", "pid", ...
+    pub namespaces: BTreeSet<String>,
+    /// The newest version of the runtime specification that it takes; empty when it does not say.
+    pub newest_specification: String,
+}
+
+impl HandlerFeatures {
+    /// Whether a mount can be made read-only with all that is mounted below it.
+    #[must_use]
+    pub fn recursive_read_only(&self) -> bool {
+        self.mount_options.contains("rro")
+    }
+
+    /// Whether containers can run in a user namespace. The runtime need not know id-mapped mounts: zcrid makes them.
+    #[must_use]
+    pub fn user_namespaces(&self) -> bool {
+        self.namespaces.contains("user")
+    }
+
+    /// Whether an option of a mount is known to be refused.
+    #[must_use]
+    pub fn lacks_mount_option(&self, option: &str) -> bool {
+        !self.mount_options.is_empty() && !self.mount_options.contains(option)
+    }
+
+    /// Reads the answer of `features`; anything else is an answer that says nothing.
+    #[must_use]
+    pub fn parse(json: &[u8]) -> Self {
+        let answer: Answer = serde_json::from_slice(json).unwrap_or_default();
+        Self {
+            mount_options: answer.mount_options.into_iter().collect(),
+            namespaces: answer.linux.namespaces.into_iter().collect(),
+            newest_specification: answer.oci_version_max,
+        }
+    }
+
+    /// Asks a runtime.
+    ///
+    /// # Cancel safety
+    /// The runtime is killed.
+    pub async fn of(runtime: &Path) -> Self {
+        let mut command = Command::new(runtime);
+        command
+            .arg("features")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        match tokio::time::timeout(PATIENCE, command.output()).await {
+            Ok(Ok(output)) if output.status.success() => Self::parse(&output.stdout),
+            // It has no such command, as crun before 1.9; or it cannot be run, which Status tells.
+            _ => Self::default(),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Answer {
+    oci_version_max: String,
+    mount_options: Vec<String>,
+    linux: Linux,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Linux {
+    namespaces: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_and_what_is_not() {
+        let said = HandlerFeatures::parse(
+            br#"{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","mountOptions":["ro","rro"],
+                 "linux":{"namespaces":["pid","user"],"cgroup":{"v1":true}},"annotations":{}}"#,
+        );
+        assert!(said.recursive_read_only() && said.user_namespaces());
+        assert!(said.lacks_mount_option("noexec") && !said.lacks_mount_option("ro"));
+        assert_eq!(said.newest_specification, "1.2.0");
+        for nothing in [
+            "",
+            "unknown command features",
+            "{}",
+            r#"{"mountOptions":null}"#,
+        ] {
+            let nothing = HandlerFeatures::parse(nothing.as_bytes());
+            assert_eq!(nothing, HandlerFeatures::default());
+            assert!(!nothing.recursive_read_only() && !nothing.user_namespaces());
+            assert!(!nothing.lacks_mount_option("noexec"), "it may know it");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_no_runtime_has_no_features() {
+        for program in ["/bin/false", "/bin/true", "/no/such/runtime"] {
+            let features = HandlerFeatures::of(Path::new(program)).await;
+            assert_eq!(features, HandlerFeatures::default());
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! One upgraded connection from its begin to its end: the protocol's reading side, its answers, what the session
+//! does, and whatever ends all that.
+
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::activity::Activity;
+use crate::limits::{FAREWELL, LINGER};
+use crate::spdy::connection::{Connection as Spdy, go_away_status};
+use crate::spdy::stream::Stream;
+use crate::transport::Transport;
+use crate::websocket::channel::Format;
+use crate::websocket::connection::{Channel, Connection as WebSocket, close_code};
+use crate::websocket::frame::{Opcode, close, encode};
+use crate::websocket::tunnel::{Input, Tunnel};
+use crate::writer::Writer;
+
+/// An upgraded connection.
+pub(crate) struct Peer {
+    /// The connection.
+    pub(crate) transport: Transport,
+    /// What was read of it behind the upgrade request.
+    pub(crate) buffer: BytesMut,
+    /// When a session in which nothing moves is ended; zero: never.
+    pub(crate) idle_timeout: Duration,
+    /// Turns true when the server stops.
+    pub(crate) stopped: watch::Receiver<bool>,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// It did what it was for.
+    Done,
+    /// The client ended the connection.
+    Gone,
+    /// The client broke the rules.
+    Protocol(io::Error),
+    /// The connection broke.
+    Broken(io::Error),
+    /// Nothing moved for too long.
+    Idle,
+    /// The server stops.
+    Stopped,
+}
+
+impl Ending {
+    /// For the log, below the level of what an operator has to know: clients come and go as they like.
+    pub(crate) fn log(&self) {
+        match self {
+            Self::Protocol(error) | Self::Broken(error) => {
+                tracing::debug!(%error, "a streaming session broke")
+            }
+            ending => tracing::debug!(?ending, "a streaming session ended"),
+        }
+    }
+}
+
+/// Runs a session over SPDY; `application` gets the streams that the client opens.
+pub(crate) async fn spdy<F>(
+    peer: Peer,
+    tunnel: bool,
+    application: impl FnOnce(mpsc::Receiver<Stream>) -> F,
+) -> Ending
+where
+    F: Future<Output = ()>,
+{
+    let activity = Activity::new();
+    let (source, sink, tcp) = peer.transport.split();
+    let writer = Arc::new(Writer::new(sink, tunnel, activity.clone()));
+    let (input, buffer) = if tunnel {
+        (
+            Input::Tunnel(Tunnel::new(source, peer.buffer, writer.clone())),
+            BytesMut::new(),
+        )
+    } else {
+        (Input::Socket(source), peer.buffer)
+    };
+    let (mut reader, streams) = Spdy::new(input, buffer, writer.clone(), tcp, activity.clone());
+    let shared = reader.shared();
+    let ending = {
+        let ends = until(&writer, &activity, peer.idle_timeout, peer.stopped);
+        first(reader.run(), application(streams), ends).await
+    };
+    let farewell = async {
+        shared.go_away(go_away_status(&ending))?;
+        writer.flush().await?;
+        if tunnel {
+            writer.answer_below(|out| encode(Opcode::Close, &close::NORMAL.to_be_bytes(), out))?;
+        }
+        writer.shutdown().await
+    };
+    part(&ending, farewell, reader.drain()).await;
+    ending
+}
+
+/// Runs a session over WebSocket; `application` gets the channels `0..count`.
+pub(crate) async fn websocket<F>(
+    peer: Peer,
+    format: Format,
+    count: u8,
+    application: impl FnOnce(Vec<Channel>) -> F,
+) -> Ending
+where
+    F: Future<Output = ()>,
+{
+    let activity = Activity::new();
+    let (source, sink, tcp) = peer.transport.split();
+    let writer = Arc::new(Writer::new(sink, false, activity.clone()));
+    let mut reader = WebSocket::new(
+        source,
+        peer.buffer,
+        format,
+        writer.clone(),
+        tcp,
+        activity.clone(),
+    );
+    let channels = reader.channels(count);
+    let ending = {
+        let ends = until(&writer, &activity, peer.idle_timeout, peer.stopped);
+        first(reader.run(), application(channels), ends).await
+    };
+    let farewell = async {
+        // After a close frame of the client its answer waits already, and is the last frame.
+        if !matches!(ending, Ending::Gone) {
+            writer.answer(|out| encode(Opcode::Close, &close_code(&ending).to_be_bytes(), out))?;
+        }
+        writer.shutdown().await
+    };
+    part(&ending, farewell, reader.drain()).await;
+    ending
+}
+
+/// Runs all until the first ends; what the session held is dropped with that.
+async fn first(
+    reading: impl Future<Output = Ending>,
+    application: impl Future<Output = ()>,
+    ends: impl Future<Output = Ending>,
+) -> Ending {
+    let (reading, application, ends) = (pin!(reading), pin!(application), pin!(ends));
+    tokio::select! {
+        // What the client sent before the end of its process is no concern of the process any more.
+        biased;
+        () = application => Ending::Done,
+        ending = reading => ending,
+        ending = ends => ending,
+    }
+}
+
+/// What ends a session from outside; sends the answers meanwhile.
+async fn until(
+    writer: &Writer,
+    activity: &Activity,
+    idle_timeout: Duration,
+    mut stopped: watch::Receiver<bool>,
+) -> Ending {
+    tokio::select! {
+        error = writer.flush_answers() => Ending::Broken(error),
+        () = activity.idle(idle_timeout) => Ending::Idle,
+        // An error means that the server itself is gone.
+        _ = stopped.wait_for(|stopped| *stopped) => Ending::Stopped,
+    }
+}
+
+/// Says farewell, then waits a little for the client to close its side: closing with input unread would make the
+/// kernel throw away what the client has not read yet.
+async fn part(
+    ending: &Ending,
+    farewell: impl Future<Output = io::Result<()>>,
+    drain: impl Future<Output = ()>,
+) {
+    let limit = match ending {
+        Ending::Done => LINGER,
+        Ending::Protocol(_) | Ending::Idle | Ending::Stopped | Ending::Gone => FAREWELL,
+        Ending::Broken(_) => return,
+    };
+    let both = async {
+        let (farewell, drain) = (pin!(farewell), pin!(drain));
+        // A farewell that fails, or a client that is gone, ends the wait.
+        let farewell = async {
+            if farewell.await.is_ok() {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = farewell => {}
+            () = drain => {}
+        }
+    };
+    if timeout(limit, both).await.is_err() {
+        tracing::debug!(?ending, "the client did not close its connection in time");
+    }
+}
