@@ -46,6 +46,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// `[log]`
     pub log: Log,
+    /// `[console]`
+    pub console: Console,
     /// The files that were read, in the order in which they were merged.
     pub sources: Vec<PathBuf>,
 }
@@ -491,4 +493,36 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// `[console]`: operator messages.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Console {
+    /// Where they go.
+    pub output: ConsoleOutput,
+}
+
+/// Where operator messages go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ConsoleOutput {
+    /// To the system's console, where there is one.
+    #[default]
+    Auto,
+    /// Nowhere but to the log.
+    None,
+    /// To standard error.
+    StandardError,
+    /// To a file. Absolute.
+    File(PathBuf),
+}
+
+impl fmt::Display for ConsoleOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::StandardError => f.write_str("stderr"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
 }

@@ -56,6 +56,10 @@ impl Config {
                 vec![("listen", optional(self.metrics.listen))],
             ),
             ("log".to_owned(), log),
+            (
+                "console".to_owned(),
+                vec![("output", text(&self.console.output))],
+            ),
         ]);
         let table = |(name, rows): (String, Vec<Row>)| {
             let lines = rows.iter().map(|(key, value)| format!("{key} = {value}\n"));

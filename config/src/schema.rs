@@ -4,9 +4,9 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use crate::{
     config::{
-        Api, CgroupManager, Config, Handler, HandlerType, Image, Log, LogFormat, LogLevel, Metrics,
-        Network, NetworkIsolation, Platform, PlatformKind, Runtime, Storage, Stream, StreamTls,
-        Switch, TlsVersion,
+        Api, CgroupManager, Config, Console, ConsoleOutput, Handler, HandlerType, Image, Log,
+        LogFormat, LogLevel, Metrics, Network, NetworkIsolation, Platform, PlatformKind, Runtime,
+        Storage, Stream, StreamTls, Switch, TlsVersion,
     },
     error::{ConfigError, Fault, Origin},
     read::{Section, absolute_path, array, integer, optional, parsed, printable, string, word},
@@ -63,6 +63,7 @@ pub(crate) fn parse(sources: &Sources) -> Result<Config, ConfigError> {
         stream: stream(root.section("stream", &mut faults), &mut faults),
         metrics: metrics(root.section("metrics", &mut faults), &mut faults),
         log: log(root.section("log", &mut faults), &mut faults),
+        console: console(root.section("console", &mut faults), &mut faults),
         sources: sources.files.clone(),
     };
     root.finish(&mut faults);
@@ -490,4 +491,22 @@ fn log(mut section: Section, faults: &mut Vec<Fault>) -> Log {
     section.set("format", &mut log.format, word(LOG_FORMATS), faults);
     section.finish(faults);
     log
+}
+
+fn console(mut section: Section, faults: &mut Vec<Fault>) -> Console {
+    let mut console = Console::default();
+    section.set("output", &mut console.output, console_output, faults);
+    section.finish(faults);
+    console
+}
+
+fn console_output(value: &Value) -> Result<ConsoleOutput, String> {
+    match string(value)?.as_str() {
+        "auto" => Ok(ConsoleOutput::Auto),
+        "none" => Ok(ConsoleOutput::None),
+        "stderr" => Ok(ConsoleOutput::StandardError),
+        _ => absolute_path(value)
+            .map(ConsoleOutput::File)
+            .map_err(|e| format!("must be \"auto\", \"none\", \"stderr\" or a path: {e}")),
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod console;
 mod error;
 pub mod filesystem;
 pub mod fork;

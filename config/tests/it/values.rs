@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::Path};
 
 use proptest::prelude::*;
 use zcri_config::{
-    CgroupManager, Config, ConfigError, Fault, Handler, HandlerType, ImagePlatform, LogFormat,
-    LogLevel, NetworkIsolation, OciPlatform, PlatformKind, StreamTls, TlsVersion, default_toml,
+    CgroupManager, Config, ConfigError, ConsoleOutput, Fault, Handler, HandlerType, ImagePlatform,
+    LogFormat, LogLevel, NetworkIsolation, OciPlatform, PlatformKind, StreamTls, TlsVersion,
+    default_toml,
 };
 
 pub(crate) fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -114,6 +115,8 @@ fn every_key_is_read() {
         [log]
         level = "trace"
         format = "json"
+        [console]
+        output = "/var/log/console"
         "#,
     )
     .unwrap();
@@ -196,6 +199,10 @@ fn every_key_is_read() {
         (LogLevel::Trace, LogFormat::Json)
     );
     assert_eq!(
+        config.console.output,
+        ConsoleOutput::File("/var/log/console".into())
+    );
+    assert_eq!(
         parse(&config.to_toml()).unwrap(),
         config,
         "{}",
@@ -205,6 +212,8 @@ fn every_key_is_read() {
 
 /// Section, line and a part of the reason.
 const WRONG: &[(&str, &str, &str)] = &[
+    ("console", "output = \"console.log\"", "absolute"),
+    ("console", "output = true", "string"),
     ("api", "listen = \"run/x\"", "absolute"),
     ("api", "listen = \"\"", "absolute"),
     ("api", "listen = \"/a/../b\"", "\"..\""),
