@@ -15,7 +15,9 @@ use zcri_sys::{cgroup, mount, node as facts};
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
+use crate::deprecation::Deprecations;
 use crate::events::Events;
+use crate::health::Health;
 use crate::images::Images;
 use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
@@ -52,6 +54,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!(socket = %socket.path.display(), streams = %streams.local_addr(), version = env!("CARGO_PKG_VERSION"),
         "zcrid is serving");
     notify(&[sd_notify::NotifyState::Ready]);
+    let node = pods.node().clone();
+    // So that the first pod and the first status need not wait for it.
+    tokio::spawn(async move { node.handlers.ask_all().await });
     let (end_streams, end_of_streams) = oneshot::channel::<()>();
     let streaming = tokio::spawn({
         let streams = streams.clone();
@@ -136,6 +141,9 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
+        health: Health::default(),
+        deprecations: Deprecations::default(),
+        config: toml::from_str(&config.to_toml()).context("read the configuration back")?,
         events: Events::default(),
         readers: Readers::default(),
         wire: convert::WIRE_FORMAT,

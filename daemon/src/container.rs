@@ -17,7 +17,7 @@ mod state;
 mod user_files;
 mod volumes;
 
-pub(crate) use create::{prepare, rewrite_resources, unmake, view_of};
+pub(crate) use create::{check_unified, prepare, rewrite_resources, unmake, view_of};
 pub use exec::{ExecOutput, exec_sync};
 pub(crate) use prepared::{ranges as id_ranges, release as release_mounts};
 pub(crate) use session::{Busy, attach, close_taken_stdin, exec, refused, remove_left_fifos};

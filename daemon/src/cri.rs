@@ -6,6 +6,7 @@
 mod call;
 mod containers;
 pub mod convert;
+mod deprecated;
 mod events;
 mod filter;
 mod image_service;

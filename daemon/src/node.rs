@@ -6,8 +6,10 @@ use zcri_sys::cgroup;
 
 use crate::container::config::{ContainerConfig, Resources};
 use crate::container::spec::NodeFacts;
+use crate::deprecation::Deprecations;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::health::Health;
 use crate::images::Images;
 use crate::network::{Isolation, Network};
 use crate::pod::config::PodConfig;
@@ -45,6 +47,12 @@ pub struct Node {
     pub cgroup_parent: String,
     /// Limit of processes in a container that names none.
     pub pids_limit: Option<u32>,
+    /// Checks whether containers could run.
+    pub health: Health,
+    /// Deprecated fields that were used.
+    pub deprecations: Deprecations,
+    /// The configuration in force, as JSON.
+    pub config: serde_json::Value,
     /// Tells what happens.
     pub events: Events,
     /// Who may read usage.
@@ -65,7 +73,12 @@ pub struct WireFormat {
     pub decode_resources: fn(&[u8]) -> Result<Resources>,
     /// Writes resources.
     pub encode_resources: fn(&Resources) -> Vec<u8>,
+    /// A pod's configuration with other overhead and resources, in this order; `None` is none.
+    pub with_pod_resources: fn(&[u8], PodResources<'_>) -> Result<Vec<u8>>,
 }
+
+/// Overhead and resources of a pod.
+pub type PodResources<'a> = (Option<&'a Resources>, Option<&'a Resources>);
 
 /// Who makes control groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 mod features;
 mod handler;
+mod probe;
 mod shim;
 
 pub use features::HandlerFeatures;

@@ -6,6 +6,7 @@ pub mod process;
 pub mod pull;
 pub mod report;
 pub mod samples;
+pub mod stream;
 pub mod svg;
 pub mod work;
 

@@ -11,6 +11,7 @@ mod websocket;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
@@ -98,7 +99,7 @@ impl Streams {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Bytes of a channel.
-    Data(u8, Vec<u8>),
+    Data(u8, Bytes),
     /// A channel has ended.
     Closed(u8),
 }
@@ -320,6 +321,25 @@ impl Remote {
                     String::from_utf8_lossy(&self.seen.stdout)
                 )
             }
+        }
+    }
+
+    /// Reads to the end and keeps nothing but the number of bytes of output, and the exit code.
+    ///
+    /// # Errors
+    /// The server does not end the session with an exit code.
+    pub async fn measure(mut self) -> Result<(u64, i32)> {
+        let mut count = 0;
+        while let Some(event) = self.next().await? {
+            if matches!(event, Event::Data(channel::STDOUT | channel::STDERR, _)) {
+                count += (self.seen.stdout.len() + self.seen.stderr.len()) as u64;
+                self.seen.stdout.clear();
+                self.seen.stderr.clear();
+            }
+        }
+        match self.status()? {
+            Status::Code(code) => Ok((count, code)),
+            Status::Failure(why) => bail!("no exit code: {why}"),
         }
     }
 

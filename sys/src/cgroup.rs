@@ -7,6 +7,7 @@
 
 mod detail;
 mod files;
+mod limits;
 #[cfg(test)]
 mod reading_tests;
 mod usage;
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
+
+pub use limits::SavedLimits;
 
 use crate::{Error, Result};
 

@@ -19,5 +19,6 @@ pub mod open_files;
 pub mod pod_init;
 pub mod process;
 pub mod signal;
+pub mod vipa;
 
 pub use error::{Error, Result};

@@ -3,6 +3,7 @@
 mod host;
 mod netns;
 mod stack;
+mod zos;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -25,6 +26,8 @@ pub struct Attachment<'a> {
     pub pod: &'a Pod,
     /// Its addresses, the primary one first.
     pub addresses: &'a [IpAddr],
+    /// Those of them that it had before: an earlier ADD leased them, and may have made them active.
+    pub resumed: &'a [IpAddr],
 }
 
 /// An attachment as DEL and GC know it, after whatever has happened to it.
@@ -126,12 +129,7 @@ pub fn open(config: &Config) -> Result<Box<dyn Backend>> {
         BackendConfig::Stack { interface, confine } => {
             Box::new(stack::Stack::open(config, interface, *confine)?)
         }
-        BackendConfig::Zos => {
-            return Err(crate::error::Error::Config {
-                key: "backend",
-                reason: "is not there yet".to_owned(),
-            });
-        }
+        BackendConfig::Zos => Box::new(zos::Zos::open(config)?),
     })
 }
 

@@ -76,16 +76,23 @@ pub fn add(input: &Input, pod: &Pod, log: &Log) -> Result<Value> {
     let key = Key::new(&config.network, &pod.container, &pod.ifname);
     let claim = store.claim(&key, &owner)?;
     let had = store.addresses(&claim)?;
-    let (attached, addresses) =
-        match lease_and_attach(&store, &claim, &mut *backend, config, pod, log) {
-            Ok(done) => done,
-            // What an earlier ADD made is not undone by one that wants something else.
-            Err(Failed::Lease(error)) if !had.is_empty() => return Err(error),
-            Err(Failed::Lease(error) | Failed::Attach(error)) => {
-                undo(&store, &claim, &mut *backend, log);
-                return Err(error);
-            }
-        };
+    let adding = Adding {
+        store: &store,
+        claim: &claim,
+        had: &had,
+        config,
+        pod,
+        log,
+    };
+    let (attached, addresses) = match adding.lease_and_attach(&mut *backend) {
+        Ok(done) => done,
+        // What an earlier ADD made is not undone by one that wants something else.
+        Err(Failed::Lease(error)) if !had.is_empty() => return Err(error),
+        Err(Failed::Lease(error) | Failed::Attach(error)) => {
+            undo(&store, &claim, &mut *backend, log);
+            return Err(error);
+        }
+    };
     Ok(reply::added(
         &input.version,
         input.prev_result.as_ref(),
@@ -100,52 +107,71 @@ enum Failed {
     Attach(Error),
 }
 
-fn lease_and_attach(
-    store: &Store,
-    claim: &Claim,
-    backend: &mut dyn Backend,
-    config: &Config,
-    pod: &Pod,
-    log: &Log,
-) -> Result<(Attached, Vec<IpAddr>), Failed> {
-    let mut avoid = Vec::new();
-    loop {
-        let addresses = store
-            .allocate(
-                claim,
-                &mut Wanted {
-                    ranges: &config.ranges,
-                    requested: &config.requested,
-                    max: config.max_vipas,
-                    avoid: &avoid,
-                    active: &mut |ip| backend.active(ip),
-                    log,
-                },
-            )
-            .map_err(Failed::Lease)?;
-        log.line(format_args!("leased {}", joined(&addresses)));
-        let attachment = Attachment {
-            key: claim.key(),
-            pod,
-            addresses: &addresses,
-        };
-        match backend.attach(&attachment, log) {
-            Ok(attached) => return Ok((attached, addresses)),
-            Err(Error::Taken { ip, reason })
-                if avoid.len() < TRIES && !config.requested.contains(&ip) =>
-            {
-                log.line(format_args!("{ip} is skipped: {reason}"));
-                let remains = Remains {
-                    key: claim.key(),
-                    addresses: &addresses,
-                    owner: None,
-                };
-                backend.detach(&remains, log).map_err(Failed::Attach)?;
-                store.release_address(claim, ip).map_err(Failed::Attach)?;
-                avoid.push(ip);
+/// An ADD in progress.
+struct Adding<'a> {
+    store: &'a Store,
+    claim: &'a Claim,
+    /// The addresses that an earlier ADD leased.
+    had: &'a [IpAddr],
+    config: &'a Config,
+    pod: &'a Pod,
+    log: &'a Log,
+}
+
+impl Adding<'_> {
+    fn lease_and_attach(
+        &self,
+        backend: &mut dyn Backend,
+    ) -> Result<(Attached, Vec<IpAddr>), Failed> {
+        let mut avoid = Vec::new();
+        loop {
+            let addresses = self.lease(backend, &avoid).map_err(Failed::Lease)?;
+            let attachment = Attachment {
+                key: self.claim.key(),
+                pod: self.pod,
+                addresses: &addresses,
+                resumed: self.had,
+            };
+            match backend.attach(&attachment, self.log) {
+                Ok(attached) => return Ok((attached, addresses)),
+                Err(Error::Taken { ip, reason }) => {
+                    self.give_back(backend, &addresses, ip)
+                        .map_err(Failed::Attach)?;
+                    if avoid.len() >= TRIES || self.config.requested.contains(&ip) {
+                        return Err(Failed::Attach(Error::Taken { ip, reason }));
+                    }
+                    self.log.line(format_args!("{ip} is skipped: {reason}"));
+                    avoid.push(ip);
+                }
+                Err(error) => return Err(Failed::Attach(error)),
             }
-            Err(error) => return Err(Failed::Attach(error)),
         }
+    }
+
+    fn lease(&self, backend: &mut dyn Backend, avoid: &[IpAddr]) -> Result<Vec<IpAddr>> {
+        let mut wanted = Wanted {
+            ranges: &self.config.ranges,
+            requested: &self.config.requested,
+            max: self.config.max_vipas,
+            avoid,
+            active: &mut |ip| backend.active(ip),
+            log: self.log,
+        };
+        let addresses = self.store.allocate(self.claim, &mut wanted)?;
+        self.log.line(format_args!("leased {}", joined(&addresses)));
+        Ok(addresses)
+    }
+
+    /// The lease of an address that is somebody else's goes first, so that nothing takes it for ours.
+    fn give_back(&self, backend: &mut dyn Backend, had: &[IpAddr], taken: IpAddr) -> Result<()> {
+        self.store.release_address(self.claim, taken)?;
+        let ours: Vec<IpAddr> = had.iter().copied().filter(|ip| *ip != taken).collect();
+        let remains = Remains {
+            key: self.claim.key(),
+            addresses: &ours,
+            owner: None,
+        };
+        backend.detach(&remains, self.log)
     }
 }
 
@@ -239,6 +265,7 @@ pub fn check(input: &Input, pod: &Pod) -> Result<()> {
         key: &key,
         pod,
         addresses: &addresses,
+        resumed: &addresses,
     })
 }
 

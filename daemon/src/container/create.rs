@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use zcri_image::Image;
+use zcri_sys::cgroup;
 use zcri_sys::mount::{IdMap, Overlay, Writable};
 
 use super::config::{ContainerConfig, PidMode, Resources};
@@ -250,6 +251,7 @@ fn write_spec(
         &text("etc/group")?,
     )?;
     check_user_namespace(pod, config, &user)?;
+    check_unified(node, "config.linux.resources.unified", &config.resources)?;
     let files = PodFiles::new(pod.bundle.clone());
     let of_pod = pod.config.namespaces.user.as_ref();
     let workshop = Workshop::new(&bundle, of_pod.map(|user| (user, files.namespace("user"))))?;
@@ -301,6 +303,17 @@ fn write_spec(
         }
     }
     Ok((user.uid, user.gid, user.additional_gids.clone()))
+}
+
+/// The files of `unified` are those of version 2.
+pub(crate) fn check_unified(node: &Node, what: &'static str, given: &Resources) -> Result<()> {
+    match given.unified.keys().next() {
+        Some(key) if node.facts.cgroup_version == cgroup::Version::V1 => Err(Error::Unsupported {
+            what,
+            reason: format!("the controllers of this node are of cgroup version 1 (got {key:?})"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What the pod's user namespace demands of a container.

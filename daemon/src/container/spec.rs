@@ -33,7 +33,10 @@ pub use facts::NodeFacts;
 pub use mounts::{Peers, PreparedMount, peers_of};
 pub use namespaces::NamespacePaths;
 pub use process::{ImageDefaults, exec_process};
-pub use resources::{linux_resources, merge_resources, oom_score_adj, set_resources};
+pub use resources::{
+    changed_resources, effective_resources, linux_resources, merge_resources, oom_score_adj,
+    set_resources,
+};
 pub use seccomp::LocalProfile;
 pub use user::{ResolvedUser, resolve_user};
 

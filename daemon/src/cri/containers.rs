@@ -8,9 +8,11 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::deprecated;
 use super::filter::{id_matches, labels_match};
 use super::pods::required;
 use crate::container::config::{ContainerConfig, signal};
+use crate::container::spec::{NodeFacts, effective_resources};
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Error, Result};
 use crate::pod::{Pods, StopSignal};
@@ -26,6 +28,7 @@ pub(super) async fn create(
     let mut given = request.config.unwrap_or_default();
     name_mounted_images(pods, &mut given);
     let config = convert::container_config(&given)?;
+    deprecated::of_container(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
         attempt = config.attempt,
@@ -182,7 +185,7 @@ pub(super) async fn status(
         HashMap::new()
     };
     Ok(api::ContainerStatusResponse {
-        status: Some(container_status(&view)),
+        status: Some(container_status(&view, &pods.node().facts)),
         info,
     })
 }
@@ -226,7 +229,7 @@ fn image(view: &ContainerView) -> api::ImageSpec {
     image
 }
 
-pub(super) fn container_status(view: &ContainerView) -> api::ContainerStatus {
+pub(super) fn container_status(view: &ContainerView, facts: &NodeFacts) -> api::ContainerStatus {
     let never = Exited {
         started_at_ns: 0,
         finished_at_ns: 0,
@@ -264,7 +267,10 @@ pub(super) fn container_status(view: &ContainerView) -> api::ContainerStatus {
             .map(|path| path.to_string_lossy().into_owned())
             .unwrap_or_default(),
         resources: Some(api::ContainerResources {
-            linux: Some(convert::resources_to_proto(&view.resources)),
+            linux: Some(convert::resources_to_proto(&effective_resources(
+                &view.resources,
+                facts,
+            ))),
             windows: None,
         }),
         image_id: view.image_id.clone(),

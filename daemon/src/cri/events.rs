@@ -8,6 +8,7 @@ use zcri_proto::v1 as api;
 
 use super::streams::Streamed;
 use super::{containers, pods as pod_calls};
+use crate::container::spec::NodeFacts;
 use crate::error::Result;
 use crate::events::{Event, EventKind};
 use crate::pod::{PodView, Pods};
@@ -34,7 +35,11 @@ pub(super) async fn subscribe(
                 return;
             };
             // An error is a client that left.
-            if sender.send(Ok(message(&event))).await.is_err() {
+            if sender
+                .send(Ok(message(&event, &pods.node().facts)))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -42,7 +47,7 @@ pub(super) async fn subscribe(
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
-fn message(event: &Event) -> api::ContainerEventResponse {
+fn message(event: &Event, facts: &NodeFacts) -> api::ContainerEventResponse {
     let kind = match event.kind {
         EventKind::Created => api::ContainerEventType::ContainerCreatedEvent,
         EventKind::Started => api::ContainerEventType::ContainerStartedEvent,
@@ -54,14 +59,14 @@ fn message(event: &Event) -> api::ContainerEventResponse {
         container_event_type: kind.into(),
         created_at: event.at_ns,
         pod_sandbox_status: Some(pod_calls::pod_status(&event.pod)),
-        containers_statuses: container_statuses(&event.pod),
+        containers_statuses: container_statuses(&event.pod, facts),
     }
 }
 
 /// The statuses of all containers of a pod.
-pub(super) fn container_statuses(pod: &PodView) -> Vec<api::ContainerStatus> {
+pub(super) fn container_statuses(pod: &PodView, facts: &NodeFacts) -> Vec<api::ContainerStatus> {
     pod.containers
         .values()
-        .map(|view| containers::container_status(view))
+        .map(|view| containers::container_status(view, facts))
         .collect()
 }

@@ -1,12 +1,13 @@
 //! Calls about the runtime itself.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use zcri_proto::v1 as api;
+use zcri_sys::cgroup::Version;
 
-use crate::error::{Chain, Result};
+use crate::error::Result;
+use crate::health;
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
 use crate::runtime::Handler;
@@ -56,7 +57,11 @@ pub(super) async fn status(
     request: api::StatusRequest,
 ) -> Result<api::StatusResponse> {
     let node = pods.node();
-    let runtime = condition("RuntimeReady", "RuntimeNotReady", runtime_problem(node));
+    let runtime = condition(
+        "RuntimeReady",
+        "RuntimeNotReady",
+        health::problem(node).await,
+    );
     let network = condition(
         "NetworkReady",
         "NetworkPluginNotReady",
@@ -77,7 +82,7 @@ pub(super) async fn status(
     }
     Ok(api::StatusResponse {
         status: Some(api::RuntimeStatus {
-            conditions: vec![runtime, network],
+            conditions: vec![runtime, network, deprecations(node)],
         }),
         info,
         runtime_handlers,
@@ -114,43 +119,59 @@ fn condition(kind: &str, reason: &str, problem: Option<String>) -> api::RuntimeC
     }
 }
 
-/// Why no container could run now, if so: storage that cannot be written, or no default OCI runtime.
-fn runtime_problem(node: &Node) -> Option<String> {
-    for dir in [&node.root, &node.state] {
-        if let Err(error) = rustix::fs::access(dir, rustix::fs::Access::WRITE_OK) {
-            return Some(format!("{} cannot be written: {error}", dir.display()));
-        }
-    }
-    let Some(handler) = node.handlers.default_handler() else {
-        return Some("the default runtime handler is not configured".into());
-    };
-    program_problem(&handler.path).or_else(|| program_problem(&node.launcher.program))
+/// True as long as nobody uses what is going away; the message is JSON, names and what to use instead.
+fn deprecations(node: &Node) -> api::RuntimeCondition {
+    let used = node.deprecations.all();
+    let problem = (!used.is_empty()).then(|| serde_json::json!(used).to_string());
+    condition(
+        "ZcriHasNoDeprecationWarnings",
+        "ZcriHasDeprecationWarnings",
+        problem,
+    )
 }
 
-fn program_problem(path: &Path) -> Option<String> {
-    match rustix::fs::access(path, rustix::fs::Access::EXEC_OK) {
-        Ok(()) => None,
-        Err(error) => Some(format!(
-            "{} cannot be run: {}",
-            path.display(),
-            Chain(&error)
-        )),
-    }
-}
-
+/// The running configuration and the state of what the node stands on, each as JSON.
 async fn verbose(pods: &Pods) -> HashMap<String, String> {
     let node = pods.node();
-    let config = serde_json::json!({
-        "root": node.root,
-        "state": node.state,
-        "shim": node.launcher.program,
-        "cgroupParent": node.cgroup_parent,
-        "handlers": node.handlers.iter().map(|h| (h.name.clone(), h.path.clone())).collect::<HashMap<_, _>>(),
-        "pods": pods.views().len(),
+    let mut handlers = serde_json::Map::new();
+    for handler in node.handlers.iter() {
+        let answer = match node.handlers.answer(handler).await {
+            Ok(features) => serde_json::json!({
+                "path": handler.path,
+                "mountOptions": features.mount_options,
+                "namespaces": features.namespaces,
+                "ociVersionMax": features.newest_specification,
+            }),
+            Err(problem) => serde_json::json!({ "path": handler.path, "problem": problem }),
+        };
+        handlers.insert(handler.name.clone(), answer);
+    }
+    let views = pods.views();
+    let state = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "pods": views.len(),
+        "containers": views.iter().map(|view| view.containers.len()).sum::<usize>(),
+        "cgroupVersion": match node.cgroups.version() {
+            Version::V1 => 1,
+            Version::V2 => 2,
+        },
+        "deprecated": node.deprecations.all(),
     });
     let network = serde_json::to_string(&node.network.report().await).unwrap_or_default();
+    // As the peers name it, for who looks there for what is wrong with CNI.
+    let load = node.network.problem().await.unwrap_or_else(|| "OK".into());
     HashMap::from([
-        ("config".to_owned(), config.to_string()),
+        ("config".to_owned(), node.config.to_string()),
+        (
+            "handlers".to_owned(),
+            serde_json::Value::Object(handlers).to_string(),
+        ),
+        ("state".to_owned(), state.to_string()),
         ("network".to_owned(), network),
+        (
+            "lastCNILoadStatus".to_owned(),
+            serde_json::Value::String(load).to_string(),
+        ),
     ])
 }

@@ -7,8 +7,10 @@ use prost::Message as _;
 use zcri_proto::v1 as api;
 
 use super::convert;
+use super::deprecated;
 use super::events::container_statuses;
 use super::filter::{id_matches, labels_match};
+use crate::container::config::Resources;
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
 use crate::pod::{PodState, PodView, Pods};
@@ -20,6 +22,7 @@ pub(super) async fn run(
 ) -> Result<api::RunPodSandboxResponse> {
     let given = request.config.unwrap_or_default();
     let config = convert::pod_config(&given)?;
+    deprecated::of_pod(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
         namespace = config.namespace,
@@ -72,9 +75,28 @@ pub(super) async fn status(
     Ok(api::PodSandboxStatusResponse {
         status: Some(pod_status(&view)),
         info,
-        containers_statuses: container_statuses(&view),
+        containers_statuses: container_statuses(&view, &pods.node().facts),
         timestamp,
     })
+}
+
+pub(super) async fn update_resources(
+    pods: &Arc<Pods>,
+    request: api::UpdatePodSandboxResourcesRequest,
+) -> Result<api::UpdatePodSandboxResourcesResponse> {
+    required("pod_sandbox_id", &request.pod_sandbox_id)?;
+    let parse = |field: &str, given: Option<api::LinuxContainerResources>| {
+        given
+            .map(|given| convert::resources(field, &given))
+            .transpose()
+    };
+    let overhead = parse("overhead", request.overhead)?;
+    let resources = parse("resources", request.resources)?;
+    let pod = pods
+        .find(&request.pod_sandbox_id)
+        .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
+    pod.update(overhead, resources).await?;
+    Ok(api::UpdatePodSandboxResourcesResponse {})
 }
 
 pub(super) async fn list(
@@ -174,7 +196,28 @@ fn verbose(view: &PodView) -> HashMap<String, String> {
         "runtimeHandler": view.handler,
         "pid": view.init_pid.unwrap_or(0),
         "cgroupParent": view.config.cgroup_parent,
+        "overhead": resources_info(view.config.overhead.as_ref()),
+        "resources": resources_info(view.config.resources.as_ref()),
         "containers": view.containers.keys().map(ToString::to_string).collect::<Vec<_>>(),
     });
     HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+/// Resources with the names of api.proto; null when the pod has none.
+fn resources_info(given: Option<&Resources>) -> serde_json::Value {
+    let Some(given) = given.map(convert::resources_to_proto) else {
+        return serde_json::Value::Null;
+    };
+    let pages = given.hugepage_limits.iter();
+    serde_json::json!({
+        "cpu_period": given.cpu_period,
+        "cpu_quota": given.cpu_quota,
+        "cpu_shares": given.cpu_shares,
+        "cpuset_cpus": given.cpuset_cpus,
+        "cpuset_mems": given.cpuset_mems,
+        "memory_limit_in_bytes": given.memory_limit_in_bytes,
+        "memory_swap_limit_in_bytes": given.memory_swap_limit_in_bytes,
+        "hugepage_limits": pages.map(|p| (&p.page_size, p.limit)).collect::<HashMap<_, _>>(),
+        "unified": given.unified,
+    })
 }

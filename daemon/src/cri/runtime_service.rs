@@ -42,7 +42,7 @@ fn none<T>(_: &T) -> &str {
     ""
 }
 
-const LATER: &str = "it comes with a later version";
+const CHECKPOINTS: &str = "checkpoints need a runtime with CRIU behind the shim's Checkpoint call, which comes with a later version";
 
 #[tonic::async_trait]
 impl RuntimeService for Services {
@@ -362,21 +362,21 @@ impl RuntimeService for Services {
         &self,
         _: Request<api::CheckpointContainerRequest>,
     ) -> Answer<api::CheckpointContainerResponse> {
-        unimplemented("CheckpointContainer", LATER)
+        unimplemented("CheckpointContainer", CHECKPOINTS)
     }
 
     async fn checkpoint_pod(
         &self,
         _: Request<api::CheckpointPodRequest>,
     ) -> Answer<api::CheckpointPodResponse> {
-        unimplemented("CheckpointPod", LATER)
+        unimplemented("CheckpointPod", CHECKPOINTS)
     }
 
     async fn restore_pod(
         &self,
         _: Request<api::RestorePodRequest>,
     ) -> Answer<api::RestorePodResponse> {
-        unimplemented("RestorePod", LATER)
+        unimplemented("RestorePod", CHECKPOINTS)
     }
 
     async fn get_container_events(
@@ -421,8 +421,18 @@ impl RuntimeService for Services {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<api::UpdatePodSandboxResourcesRequest>,
+        request: Request<api::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<api::UpdatePodSandboxResourcesResponse> {
-        unimplemented("UpdatePodSandboxResources", LATER)
+        fn pod(m: &api::UpdatePodSandboxResourcesRequest) -> &str {
+            &m.pod_sandbox_id
+        }
+        changing!(
+            self,
+            request,
+            "UpdatePodSandboxResources",
+            pod,
+            none,
+            pods::update_resources
+        )
     }
 }

@@ -5,6 +5,7 @@
 //! done here.
 
 mod containers;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -158,6 +159,15 @@ impl Actor {
                     reply,
                 } => {
                     let result = self.update_container(&id, &resources).await;
+                    self.settle(reply, result);
+                }
+                Request::UpdatePod {
+                    overhead,
+                    resources,
+                    reply,
+                } => {
+                    let result = self
+                        .update_pod(overhead.map(|given| *given), resources.map(|given| *given));
                     self.settle(reply, result);
                 }
                 Request::ShimGone => {

@@ -35,6 +35,11 @@ pub(super) enum Request {
         resources: Box<Resources>,
         reply: Reply<()>,
     },
+    UpdatePod {
+        overhead: Option<Box<Resources>>,
+        resources: Option<Box<Resources>>,
+        reply: Reply<()>,
+    },
     Ended {
         id: ContainerId,
         exit: Result<Exit, ShimError>,
@@ -146,6 +151,24 @@ impl PodHandle {
         let resources = Box::new(resources);
         self.ask(|reply| Request::UpdateContainer {
             id,
+            resources,
+            reply,
+        })
+        .await
+    }
+
+    /// Notes what the pod costs now; what is not given stays.
+    ///
+    /// # Errors
+    /// It could not be recorded; nothing is changed then.
+    pub async fn update(
+        &self,
+        overhead: Option<Resources>,
+        resources: Option<Resources>,
+    ) -> Result<()> {
+        let (overhead, resources) = (overhead.map(Box::new), resources.map(Box::new));
+        self.ask(|reply| Request::UpdatePod {
+            overhead,
             resources,
             reply,
         })

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -52,22 +52,34 @@ impl HandlerFeatures {
         }
     }
 
-    /// Asks a runtime.
+    /// Asks a runtime. One without the command, as crun before 1.9, says nothing as long as it tells its version.
     ///
     /// # Cancel safety
     /// The runtime is killed.
-    pub async fn of(runtime: &Path) -> Self {
-        let mut command = Command::new(runtime);
-        command
-            .arg("features")
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
-        match tokio::time::timeout(PATIENCE, command.output()).await {
-            Ok(Ok(output)) if output.status.success() => Self::parse(&output.stdout),
-            // It has no such command, as crun before 1.9; or it cannot be run, which Status tells.
-            _ => Self::default(),
+    ///
+    /// # Errors
+    /// It cannot be run, does not answer in time, or knows neither command.
+    pub async fn ask(runtime: &Path) -> Result<Self, String> {
+        match run(runtime, "features").await? {
+            output if output.status.success() => Ok(Self::parse(&output.stdout)),
+            _ => match run(runtime, "--version").await? {
+                output if output.status.success() => Ok(Self::default()),
+                output => Err(format!(
+                    "--version ended with {}: {}",
+                    output.status,
+                    String::from_utf8_lossy(&output.stderr).trim()
+                )),
+            },
         }
+    }
+}
+
+async fn run(runtime: &Path, word: &str) -> Result<Output, String> {
+    let mut command = Command::new(runtime);
+    command.arg(word).stdin(Stdio::null()).kill_on_drop(true);
+    match tokio::time::timeout(PATIENCE, command.output()).await {
+        Ok(output) => output.map_err(|error| format!("it cannot be run: {error}")),
+        Err(_elapsed) => Err(format!("{word} takes more than {} s", PATIENCE.as_secs())),
     }
 }
 
@@ -113,9 +125,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_no_runtime_has_no_features() {
-        for program in ["/bin/false", "/bin/true", "/no/such/runtime"] {
-            let features = HandlerFeatures::of(Path::new(program)).await;
-            assert_eq!(features, HandlerFeatures::default());
-        }
+        let ask = |program| HandlerFeatures::ask(Path::new(program));
+        assert_eq!(ask("/bin/true").await, Ok(HandlerFeatures::default()));
+        let failed = ask("/bin/false").await.unwrap_err();
+        assert!(failed.contains("ended with"), "{failed}");
+        let missing = ask("/no/such/runtime").await.unwrap_err();
+        assert!(missing.contains("cannot be run"), "{missing}");
     }
 }

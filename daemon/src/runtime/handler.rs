@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::OnceCell;
-
 use super::HandlerFeatures;
+use super::probe::Probe;
 use crate::error::{Error, Result};
 
 /// One configured OCI runtime.
@@ -27,8 +26,7 @@ pub struct Handler {
 pub struct Handlers {
     by_name: BTreeMap<String, Handler>,
     default: String,
-    /// Asked for when they are first needed, and kept: a runtime that is replaced is told by a restart.
-    features: BTreeMap<String, Arc<OnceCell<HandlerFeatures>>>,
+    probes: BTreeMap<String, Arc<Probe>>,
 }
 
 impl Handlers {
@@ -39,9 +37,9 @@ impl Handlers {
             .map(|handler| (handler.name.clone(), handler))
             .collect();
         Self {
-            features: by_name
-                .keys()
-                .map(|name| (name.clone(), Arc::default()))
+            probes: by_name
+                .values()
+                .map(|handler| (handler.name.clone(), Arc::new(Probe::new(&handler.path))))
                 .collect(),
             by_name,
             default: default.into(),
@@ -61,15 +59,38 @@ impl Handlers {
         })
     }
 
-    /// What the runtime of a handler says that it can do; it is asked once.
+    /// What the runtime of a handler says that it can do, nothing if it does not answer. It is asked when it is new.
     ///
     /// # Cancel safety
     /// Safe: another caller asks again.
     pub async fn features(&self, handler: &Handler) -> HandlerFeatures {
-        let ask = || HandlerFeatures::of(&handler.path);
-        match self.features.get(&handler.name) {
-            Some(known) => known.get_or_init(ask).await.clone(),
-            None => ask().await,
+        self.answer(handler).await.unwrap_or_default()
+    }
+
+    /// As [`Handlers::features`], with the reason of a runtime that does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: another caller asks again.
+    ///
+    /// # Errors
+    /// It is missing or does not answer, in words for an administrator.
+    pub async fn answer(&self, handler: &Handler) -> Result<HandlerFeatures, String> {
+        match self.probes.get(&handler.name) {
+            Some(probe) => probe.answer().await,
+            None => Probe::new(&handler.path).answer().await,
+        }
+    }
+
+    /// Asks all runtimes, and says which of them do not answer.
+    pub async fn ask_all(&self) {
+        for handler in self.iter() {
+            if let Err(problem) = self.answer(handler).await {
+                tracing::warn!(
+                    handler = handler.name,
+                    problem,
+                    "a runtime handler cannot be used"
+                );
+            }
         }
     }
 

@@ -35,7 +35,7 @@ pub const STREAM_CREATION_TIMEOUT: Duration = Duration::from_secs(30);
 pub const LINGER: Duration = Duration::from_secs(10);
 
 /// How long a session that is ended from outside (idle, shutdown) may take to send its last frames.
-pub const FAREWELL: Duration = Duration::from_secs(2);
+pub const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The payload of a frame that the server sends, and of one read from an output: what a pipe holds on Linux, so that
 /// one read and one write move all of it.

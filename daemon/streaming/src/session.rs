@@ -86,7 +86,7 @@ where
     let (mut reader, streams) = Spdy::new(input, buffer, writer.clone(), tcp, activity.clone());
     let shared = reader.shared();
     let ending = {
-        let ends = until(&writer, &activity, peer.idle_timeout, peer.stopped);
+        let ends = until(&writer, &activity, peer.idle_timeout, peer.stopped.clone());
         first(reader.run(), application(streams), ends).await
     };
     let farewell = async {
@@ -97,7 +97,7 @@ where
         }
         writer.shutdown().await
     };
-    part(&ending, farewell, reader.drain()).await;
+    part(&ending, farewell, reader.drain(), peer.stopped).await;
     ending
 }
 
@@ -124,7 +124,7 @@ where
     );
     let channels = reader.channels(count);
     let ending = {
-        let ends = until(&writer, &activity, peer.idle_timeout, peer.stopped);
+        let ends = until(&writer, &activity, peer.idle_timeout, peer.stopped.clone());
         first(reader.run(), application(channels), ends).await
     };
     let farewell = async {
@@ -134,7 +134,7 @@ where
         }
         writer.shutdown().await
     };
-    part(&ending, farewell, reader.drain()).await;
+    part(&ending, farewell, reader.drain(), peer.stopped).await;
     ending
 }
 
@@ -169,26 +169,33 @@ async fn until(
     }
 }
 
-/// Says farewell, then waits a little for the client to close its side: closing with input unread would make the
-/// kernel throw away what the client has not read yet.
+/// Says farewell, then waits a little for the client to close its side: closing with input unread
+/// would make the kernel throw away what the client has not read yet.
 async fn part(
     ending: &Ending,
     farewell: impl Future<Output = io::Result<()>>,
     drain: impl Future<Output = ()>,
+    mut stopped: watch::Receiver<bool>,
 ) {
     let limit = match ending {
         Ending::Done => LINGER,
         Ending::Protocol(_) | Ending::Idle | Ending::Stopped | Ending::Gone => FAREWELL,
         Ending::Broken(_) => return,
     };
+    // A session that is done waits for nobody when the server stops; the others have less time anyway.
+    let stop = async {
+        stopped.wait_for(|stopped| *stopped).await.ok();
+        if !matches!(ending, Ending::Done) {
+            std::future::pending::<()>().await;
+        }
+    };
+    let farewell = async {
+        // One that fails ends the wait.
+        if farewell.await.is_ok() {
+            stop.await;
+        }
+    };
     let both = async {
-        let (farewell, drain) = (pin!(farewell), pin!(drain));
-        // A farewell that fails, or a client that is gone, ends the wait.
-        let farewell = async {
-            if farewell.await.is_ok() {
-                std::future::pending().await
-            }
-        };
         tokio::select! {
             () = farewell => {}
             () = drain => {}

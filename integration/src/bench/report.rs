@@ -9,7 +9,7 @@ use super::endpoint::Endpoint;
 use super::work::Plan;
 
 /// The figures in the order of the report: name, unit, what it is.
-const FIGURES: [(&str, &str, &str); 22] = [
+const FIGURES: [(&str, &str, &str); 35] = [
     ("RunPodSandbox", "ms", "one call"),
     ("CreateContainer", "ms", "one call"),
     ("StartContainer", "ms", "one call"),
@@ -48,6 +48,51 @@ const FIGURES: [(&str, &str, &str); 22] = [
     ("pull: small files", "s", "one layer of many small files"),
     ("pull: large layers", "s", "eight layers of 25 MiB"),
     ("pull: given images", "s", "--pull-image"),
+    (
+        "exec session",
+        "ms",
+        "Exec, connection, a command that ends at once, its status (SPDY)",
+    ),
+    ("exec session, terminal", "ms", "the same with a terminal"),
+    ("exec cat 1 GiB", "MiB/s", "output of one session (SPDY)"),
+    (
+        "exec cat 1 GiB, CPU",
+        "s",
+        "of daemon and monitor for it, per GiB",
+    ),
+    (
+        "exec cat 1 GiB, WebSocket",
+        "MiB/s",
+        "the same by WebSocket",
+    ),
+    (
+        "exec cat 1 GiB, WebSocket, CPU",
+        "s",
+        "of daemon and monitor for it, per GiB",
+    ),
+    ("exec, terminal output", "MiB/s", "output of one terminal"),
+    (
+        "exec, terminal output, CPU",
+        "s",
+        "of daemon and monitor for it, per GiB",
+    ),
+    (
+        "200 exec sessions at once",
+        "s",
+        "from the first request to the last status",
+    ),
+    (
+        "short exec sessions per second",
+        "1/s",
+        "--sessions, 8 at a time, one in ten with a terminal",
+    ),
+    (
+        "left: file descriptors",
+        "",
+        "of daemon and monitor, after them",
+    ),
+    ("left: threads", "", "of daemon and monitor, after them"),
+    ("left: processes in the container", "", "after them"),
 ];
 
 /// A run.

@@ -9,7 +9,7 @@ use clap::Parser;
 use zcri_integration::bench::endpoint::{Target, bounded};
 use zcri_integration::bench::report::Machine;
 use zcri_integration::bench::work::{self, Plan};
-use zcri_integration::bench::{Endpoint, Report, pull, svg};
+use zcri_integration::bench::{Endpoint, Report, pull, stream, svg};
 
 /// Latency, throughput, memory and idle cost of CRI daemons. Several endpoints are measured in turn.
 #[derive(Debug, Parser)]
@@ -39,6 +39,12 @@ struct Arguments {
     /// Small files in the image of small files.
     #[arg(long, default_value_t = 40_000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
     pull_files: u32,
+    /// Rounds of transfers through exec sessions; 0 leaves the sessions out.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(0..=100))]
+    transfers: u16,
+    /// Short exec sessions after which nothing may be left; 0 leaves them out.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    sessions: u32,
     /// Pull these images instead of those of the registry in this process.
     #[arg(long = "pull-image", value_name = "REFERENCE")]
     pull_images: Vec<String>,
@@ -100,6 +106,19 @@ async fn measure(arguments: &Arguments, plan: &Plan, endpoints: &mut [Endpoint])
     if plan.pods > 0 {
         eprintln!("cri-bench: {} pods, {} at a time", plan.pods, plan.parallel);
         work::full_nodes(endpoints, &image, plan).await?;
+    }
+    if arguments.transfers > 0 {
+        eprintln!(
+            "cri-bench: exec sessions, {} short ones",
+            arguments.sessions
+        );
+        let plan = stream::Plan {
+            iterations: plan.iterations,
+            transfers: arguments.transfers.into(),
+            sessions: usize::try_from(arguments.sessions)?,
+            parallel: 8,
+        };
+        stream::measure(endpoints, &image, &plan).await?;
     }
     let pulls = usize::from(arguments.pulls);
     eprintln!("cri-bench: pulls, {pulls} rounds");

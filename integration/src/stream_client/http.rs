@@ -70,7 +70,15 @@ pub async fn upgrade(
     let mut all = vec![("Connection", "Upgrade"), ("Upgrade", protocol)];
     all.extend_from_slice(headers);
     let (mut socket, head) = request(url, method, &all).await?;
-    if status_of(&head) == 101 {
+    // Go's client looks at both headers too.
+    let says = |name: &str, value: &str| {
+        let wanted = value.to_ascii_lowercase();
+        head.to_ascii_lowercase().lines().any(|line| {
+            line.split_once(':')
+                .is_some_and(|(n, v)| n == name && v.contains(&wanted))
+        })
+    };
+    if status_of(&head) == 101 && says("connection", "upgrade") && says("upgrade", protocol) {
         return Ok(socket);
     }
     let mut body = Vec::new();

@@ -104,7 +104,7 @@ impl Forward {
             for channel in [pair.data, pair.error] {
                 match self.next().await? {
                     Some(Event::Data(of, bytes))
-                        if of == channel && bytes == port.to_le_bytes() => {}
+                        if of == channel && bytes[..] == port.to_le_bytes() => {}
                     other => bail!("instead of port {port} on channel {channel}: {other:?}"),
                 }
             }

@@ -144,7 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Reader<S> {
             Frame::Data { stream, bytes, fin } => {
                 let name = *self.names.get(&stream).context("data for no stream")?;
                 if !bytes.is_empty() {
-                    events.push(Event::Data(name, bytes.to_vec()));
+                    events.push(Event::Data(name, bytes));
                 }
                 if fin {
                     events.push(Event::Closed(name));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split,
 };
@@ -143,11 +144,14 @@ impl<S: AsyncRead + AsyncWrite> Reader<S> {
                 continue;
             };
             if self.base64 {
-                return Ok(Some(Event::Data(first - b'0', STANDARD.decode(rest)?)));
+                return Ok(Some(Event::Data(
+                    first - b'0',
+                    STANDARD.decode(rest)?.into(),
+                )));
             }
             return Ok(Some(match (*first, rest) {
                 (255, [channel]) => Event::Closed(*channel),
-                (channel, rest) => Event::Data(channel, rest.to_vec()),
+                (channel, _) => Event::Data(channel, Bytes::from(message).slice(1..)),
             }));
         }
     }

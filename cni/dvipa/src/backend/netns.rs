@@ -218,7 +218,8 @@ impl Netns {
         if let Some(mtu) = self.mtu {
             return Ok(mtu);
         }
-        Ok(self.uplink()?.map_or(node::ETHERNET_MTU, |link| link.mtu))
+        let uplink = self.uplink()?;
+        Ok(uplink.map_or(node::ETHERNET_MTU, |link| link.mtu.min(node::MAX_MTU)))
     }
 
     fn uplink(&mut self) -> Result<Option<Link>> {

@@ -27,6 +27,17 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
+impl Resources {
+    /// Whether the limit of memory and swap together is lower than that of memory.
+    #[must_use]
+    pub fn swap_is_below_memory(&self) -> bool {
+        match (self.memory_limit, self.memory_swap_limit) {
+            (Some(memory), Some(swap)) => swap >= 0 && (memory < 0 || swap < memory),
+            _ => false,
+        }
+    }
+}
+
 /// Limit of one size of huge pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HugepageLimit {

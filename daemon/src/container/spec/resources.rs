@@ -13,8 +13,7 @@ const SHARES: std::ops::RangeInclusive<u64> = 2..=262_144;
 /// Limits for the runtime, for a new container and (as JSON) for its `update` command. Devices and processes are not
 /// in it.
 ///
-/// What this node has no controller for is left out where the kubelet sends it to every node (huge pages, swap). The
-/// files of `unified` go to the runtime on v1 too: its refusal is clear.
+/// What this node has no controller for is left out where the kubelet sends it to every node (huge pages, swap).
 #[must_use]
 pub fn linux_resources(given: &Resources, facts: &NodeFacts) -> LinuxResources {
     let mut resources = LinuxResources::default();
@@ -31,15 +30,11 @@ pub fn linux_resources(given: &Resources, facts: &NodeFacts) -> LinuxResources {
 fn cpu(given: &Resources) -> Option<LinuxCpu> {
     let text = |value: &String| (!value.is_empty()).then(|| value.clone());
     let mut cpu = LinuxCpu::default();
-    cpu.set_shares(
-        given
-            .cpu_shares
-            .map(|shares| shares.clamp(*SHARES.start(), *SHARES.end())),
-    )
-    .set_quota(given.cpu_quota)
-    .set_period(given.cpu_period)
-    .set_cpus(text(&given.cpuset_cpus))
-    .set_mems(text(&given.cpuset_mems));
+    cpu.set_shares(given.cpu_shares.map(in_range))
+        .set_quota(given.cpu_quota)
+        .set_period(given.cpu_period)
+        .set_cpus(text(&given.cpuset_cpus))
+        .set_mems(text(&given.cpuset_mems));
     (cpu != LinuxCpu::default()).then_some(cpu)
 }
 
@@ -115,6 +110,39 @@ pub fn merge_resources(old: &Resources, new: &Resources) -> Resources {
         hugepages,
         unified,
     }
+}
+
+/// What an update changes, in full: memory and swap are one to the kernel, so that both are said when one changes.
+#[must_use]
+pub fn changed_resources(merged: &Resources, new: &Resources) -> Resources {
+    let memory = new.memory_limit.or(new.memory_swap_limit).is_some();
+    let then = |value: Option<i64>| value.filter(|_| memory);
+    Resources {
+        memory_limit: then(merged.memory_limit),
+        memory_swap_limit: then(merged.memory_swap_limit),
+        ..new.clone()
+    }
+}
+
+/// The limits that hold on this node, for statuses: what was asked for, bent to what the kernel and the node allow.
+#[must_use]
+pub fn effective_resources(given: &Resources, facts: &NodeFacts) -> Resources {
+    let swap = given.memory_swap_limit.or(given.memory_limit);
+    Resources {
+        cpu_shares: given.cpu_shares.map(in_range),
+        memory_swap_limit: swap.filter(|_| facts.swap),
+        oom_score_adj: oom_score_adj(given, facts),
+        hugepages: if facts.hugetlb {
+            given.hugepages.clone()
+        } else {
+            Vec::new()
+        },
+        ..given.clone()
+    }
+}
+
+fn in_range(shares: u64) -> u64 {
+    shares.clamp(*SHARES.start(), *SHARES.end())
 }
 
 /// Puts other limits into a specification that was built before; devices and the limit of processes stay.
@@ -241,6 +269,69 @@ mod tests {
         assert_eq!(
             as_json(&given, &facts)["memory"],
             json!({"limit": -1, "swap": -1})
+        );
+    }
+
+    #[test]
+    fn memory_and_swap_change_together() {
+        let old = Resources {
+            memory_swap_limit: Some(80 << 20),
+            ..full()
+        };
+        let new = Resources {
+            memory_limit: Some(70 << 20),
+            cpu_shares: Some(5),
+            ..Resources::default()
+        };
+        let changed = changed_resources(&merge_resources(&old, &new), &new);
+        assert_eq!(
+            (changed.memory_limit, changed.memory_swap_limit),
+            (Some(70 << 20), Some(80 << 20))
+        );
+        assert_eq!((changed.cpu_shares, changed.cpu_quota), (Some(5), None));
+        let other = Resources {
+            cpu_quota: Some(1000),
+            ..Resources::default()
+        };
+        assert_eq!(
+            changed_resources(&merge_resources(&old, &other), &other),
+            other
+        );
+    }
+
+    #[test]
+    fn statuses_tell_what_holds() {
+        let facts = NodeFacts {
+            swap: true,
+            hugetlb: true,
+            lowest_oom_score_adj: 950,
+            ..facts()
+        };
+        let given = Resources {
+            cpu_shares: Some(1),
+            ..full()
+        };
+        let effective = effective_resources(&given, &facts);
+        assert_eq!(
+            (effective.cpu_shares, effective.oom_score_adj),
+            (Some(2), 950)
+        );
+        assert_eq!(effective.memory_swap_limit, given.memory_limit);
+        assert_eq!(effective.hugepages, given.hugepages);
+        let facts = NodeFacts {
+            swap: false,
+            hugetlb: false,
+            ..facts
+        };
+        let effective = effective_resources(&given, &facts);
+        assert_eq!(
+            (effective.memory_swap_limit, effective.hugepages.len()),
+            (None, 0)
+        );
+        let nothing = effective_resources(&Resources::default(), &facts);
+        assert_eq!(
+            (nothing.memory_swap_limit, nothing.cpu_shares),
+            (None, None)
         );
     }
 

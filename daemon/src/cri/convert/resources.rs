@@ -10,9 +10,9 @@ use crate::container::config::{HugepageLimit, Resources};
 /// # Errors
 /// A value outside what the kernel can take.
 pub fn resources(at: &str, given: &v1::LinuxContainerResources) -> Result<Resources, ConvertError> {
-    Ok(Resources {
-        cpu_period: unsigned(&format!("{at}.cpu_period"), given.cpu_period)?,
-        cpu_quota: (given.cpu_quota != 0).then_some(given.cpu_quota),
+    let parsed = Resources {
+        cpu_period: cpu_period(&format!("{at}.cpu_period"), given.cpu_period)?,
+        cpu_quota: cpu_quota(&format!("{at}.cpu_quota"), given.cpu_quota)?,
         cpu_shares: unsigned(&format!("{at}.cpu_shares"), given.cpu_shares)?,
         cpuset_cpus: id_list(&format!("{at}.cpuset_cpus"), &given.cpuset_cpus)?,
         cpuset_mems: id_list(&format!("{at}.cpuset_mems"), &given.cpuset_mems)?,
@@ -27,7 +27,42 @@ pub fn resources(at: &str, given: &v1::LinuxContainerResources) -> Result<Resour
         oom_score_adj: oom_score_adj(&format!("{at}.oom_score_adj"), given.oom_score_adj)?,
         hugepages: hugepages(&format!("{at}.hugepage_limits"), &given.hugepage_limits)?,
         unified: unified(&format!("{at}.unified"), given)?,
-    })
+    };
+    if parsed.swap_is_below_memory() {
+        return Err(ConvertError::invalid(
+            format!("{at}.memory_swap_limit_in_bytes"),
+            given.memory_swap_limit_in_bytes,
+            "is less than memory_limit_in_bytes, which it includes",
+        ));
+    }
+    Ok(parsed)
+}
+
+/// The kernel's bounds (sched-bwc.rst): a period of 1 ms to 1 s, a quota of at least 1 ms.
+const PERIOD: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
+const LEAST_QUOTA: i64 = 1_000;
+
+fn cpu_period(field: &str, value: i64) -> Result<Option<u64>, ConvertError> {
+    match unsigned(field, value)? {
+        Some(period) if !PERIOD.contains(&period) => Err(ConvertError::invalid(
+            field,
+            value,
+            "must be between 1000 and 1000000 microseconds",
+        )),
+        period => Ok(period),
+    }
+}
+
+fn cpu_quota(field: &str, value: i64) -> Result<Option<i64>, ConvertError> {
+    match value {
+        0 => Ok(None),
+        -1 | LEAST_QUOTA.. => Ok(Some(value)),
+        _ => Err(ConvertError::invalid(
+            field,
+            value,
+            "must be at least 1000 microseconds, or -1 for no limit",
+        )),
+    }
 }
 
 /// The inverse of [`resources`], for statuses.
@@ -113,6 +148,20 @@ fn id_list(field: &str, value: &str) -> Result<String, ConvertError> {
 }
 
 fn hugepages(field: &str, given: &[v1::HugepageLimit]) -> Result<Vec<HugepageLimit>, ConvertError> {
+    for (at, page) in given.iter().enumerate() {
+        let before = given.iter().take(at);
+        if before
+            .into_iter()
+            .any(|other| other.page_size == page.page_size)
+        {
+            let field = format!("{field}[{at}].page_size");
+            return Err(ConvertError::invalid(
+                field,
+                &page.page_size,
+                "is named twice",
+            ));
+        }
+    }
     given
         .iter()
         .enumerate()
@@ -146,7 +195,8 @@ fn unified(
     field: &str,
     given: &v1::LinuxContainerResources,
 ) -> Result<std::collections::BTreeMap<String, String>, ConvertError> {
-    for key in given.unified.keys() {
+    for (key, value) in &given.unified {
+        super::text(&format!("{field}[{}]", key.escape_default()), value)?;
         let good = key.contains('.') && !key.starts_with('.') && !key.contains(['/', '\0']);
         if !good {
             return Err(ConvertError::invalid(

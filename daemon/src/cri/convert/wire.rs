@@ -16,6 +16,13 @@ pub const WIRE_FORMAT: WireFormat = WireFormat {
         let message: api::LinuxContainerResources = resources_to_proto(given);
         message.encode_to_vec()
     },
+    with_pod_resources: |bytes, (overhead, resources)| {
+        let mut config: api::PodSandboxConfig = decode(bytes)?;
+        let linux = config.linux.get_or_insert_default();
+        linux.overhead = overhead.map(resources_to_proto);
+        linux.resources = resources.map(resources_to_proto);
+        Ok(config.encode_to_vec())
+    },
 };
 
 fn decode<T: prost::Message + Default>(bytes: &[u8]) -> Result<T> {

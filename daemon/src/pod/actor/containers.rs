@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Actor, Owned, going_down};
-use crate::container::config::{ContainerConfig, Resources};
+use crate::container::config::ContainerConfig;
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Chain, Error, Result};
 use crate::id::ContainerId;
@@ -264,50 +264,6 @@ impl Actor {
         going_down(set_phase(&self.node, owned, ContainerPhase::Removing))?;
         container::unmake(&self.node, id).await?;
         self.parts.containers.remove(id);
-        Ok(())
-    }
-
-    pub(super) async fn update_container(
-        &mut self,
-        id: &ContainerId,
-        resources: &Resources,
-    ) -> Result<()> {
-        let owned = self
-            .parts
-            .containers
-            .get_mut(id)
-            .ok_or_else(|| Error::no_container(id))?;
-        let merged = container::spec::merge_resources(&owned.view.resources, resources);
-        match owned.view.state {
-            ContainerState::Running { .. } => {
-                let shim = self
-                    .parts
-                    .shim
-                    .clone()
-                    .ok_or_else(|| owned.view.refuse("update"))?;
-                let limits = container::spec::linux_resources(resources, &self.node.facts);
-                let json =
-                    serde_json::to_vec(&limits).map_err(|e| Error::node("encode resources", e))?;
-                let failed = |source| Error::Runtime {
-                    action: "update",
-                    id: id.to_string(),
-                    source: Box::new(source),
-                };
-                shim.update(id.as_str(), json).await.map_err(failed)?;
-            }
-            ContainerState::Created => {
-                container::rewrite_resources(&self.node, &owned.view, &merged)?
-            }
-            ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
-        }
-        owned.record.resources = (self.node.wire.encode_resources)(&merged);
-        self.node
-            .records
-            .put_container(&owned.record)
-            .map_err(|e| Error::node("record a container", e))?;
-        let mut view = ContainerView::clone(&owned.view);
-        view.resources = merged;
-        owned.view = Arc::new(view);
         Ok(())
     }
 }

@@ -10,6 +10,9 @@ use crate::{
 /// The MTU where nothing says another.
 pub(super) const ETHERNET_MTU: u32 = 1500;
 
+/// The greatest MTU that a veth pair takes. Source: Linux, `ETH_MAX_MTU`.
+pub(super) const MAX_MTU: u32 = 65535;
+
 /// Addresses that no node has (RFC 5737, RFC 3849), for which the default route is what matches.
 pub(super) const SOMEWHERE: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)),
