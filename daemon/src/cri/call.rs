@@ -9,6 +9,7 @@ use tracing::{Instrument as _, Span};
 
 use super::status::to_status;
 use crate::error::{Chain, Error, Result};
+use crate::messages;
 
 /// The span of a call: its name, a number that no other call of this process has, and the ids it names.
 pub(super) fn span(rpc: &'static str, pod: &str, container: &str) -> Span {
@@ -59,11 +60,23 @@ fn finish<T>(result: Result<T>, span: &Span) -> Result<Response<T>, Status> {
         }
         Err(error) => {
             let status = to_status(&error);
+            tell_operator(&error, status.code());
             match status.code() {
                 Code::Internal | Code::Unknown => tracing::warn!(error = %Chain(&error), "failed"),
                 code => tracing::info!(error = %Chain(&error), ?code, "refused"),
             }
             Err(status)
         }
+    }
+}
+
+/// What a failed call means for the node, not only for its caller.
+fn tell_operator(error: &Error, code: Code) {
+    if error.is_out_of_space() {
+        tracing::info!(zcr = messages::STORAGE_FULL, error = %Chain(error), "storage is full");
+    }
+    let refused = matches!(code, Code::PermissionDenied | Code::Unauthenticated);
+    if refused && matches!(error, Error::Image { .. }) {
+        tracing::info!(zcr = messages::IMAGE_REFUSED, error = %Chain(error), "an image is refused");
     }
 }

@@ -54,7 +54,9 @@ impl<S: Subscriber> Layer<S> for ConsoleLayer {
             return;
         };
         let line = message.line(|name| fields.get(name));
-        if self.is_new(message, &line) && let Err(error) = self.console.write(&line) {
+        if self.is_new(message, &line)
+            && let Err(error) = self.console.write(&line)
+        {
             // Not logged: the log would bring it here again.
             eprintln!("zcrid: the console cannot be written: {error}");
         }
@@ -77,7 +79,8 @@ struct Fields(Vec<(&'static str, String)>);
 impl Fields {
     fn get(&self, name: &str) -> Option<String> {
         let mut all = self.0.iter();
-        all.find(|(key, _)| *key == name).map(|(_, value)| value.clone())
+        all.find(|(key, _)| *key == name)
+            .map(|(_, value)| value.clone())
     }
 }
 

@@ -10,14 +10,20 @@ use zcri_sys::console::Console;
 use super::*;
 
 /// Prefixes of components whose messages are on the same consoles.
-const TAKEN: &[&str] = &["GLZ", "BCZ", "EZ", "BPX", "CSQ", "DFH", "IE", "IST", "ICH", "IRR"];
+const TAKEN: &[&str] = &[
+    "GLZ", "BCZ", "EZ", "BPX", "CSQ", "DFH", "IE", "IST", "ICH", "IRR",
+];
 
 #[test]
 fn ids_are_well_formed_in_order_and_nobody_elses() {
     assert!(TAKEN.iter().all(|prefix| !PREFIX.starts_with(prefix)));
     for message in TABLE {
         assert!(is_id(message.id), "{}", message.id);
-        assert!(!message.explanation.is_empty() && !message.response.is_empty(), "{}", message.id);
+        assert!(
+            !message.explanation.is_empty() && !message.response.is_empty(),
+            "{}",
+            message.id
+        );
     }
     let digits: Vec<_> = TABLE.iter().map(|m| &m.id[..6]).collect();
     assert!(digits.is_sorted_by(|a, b| a < b), "{digits:?}");
@@ -25,11 +31,20 @@ fn ids_are_well_formed_in_order_and_nobody_elses() {
 
 #[test]
 fn an_id_is_found_behind_what_the_system_puts_before_it() {
-    let line = find(SERVING).unwrap().line(|_| Some("/run/zcri/zcri.sock".into()));
+    let line = find(SERVING)
+        .unwrap()
+        .line(|_| Some("/run/zcri/zcri.sock".into()));
     assert_eq!(line, "ZCR002I ZCRID IS SERVING ON /run/zcri/zcri.sock");
     let wrapped = format!("BPXM023I (ZCRI) {line}");
     assert_eq!(id_in(&wrapped), Some(SERVING));
-    for none in ["BPXM023I (ZCRI) hello", "XZCR002I", "ZCR02I", "ZCR0021", "ZCR002II", ""] {
+    for none in [
+        "BPXM023I (ZCRI) hello",
+        "XZCR002I",
+        "ZCR02I",
+        "ZCR0021",
+        "ZCR002II",
+        "",
+    ] {
         assert_eq!(id_in(none), None, "{none}");
     }
 }
@@ -87,10 +102,16 @@ fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
 #[test]
 fn the_source_tells_every_message_with_its_inserts() {
     let mut files = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    sources(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut files,
+    );
     let own = Path::new("src/messages");
     files.retain(|f| !f.to_string_lossy().contains(&*own.to_string_lossy()));
-    let text: Vec<String> = files.iter().map(|f| std::fs::read_to_string(f).unwrap()).collect();
+    let text: Vec<String> = files
+        .iter()
+        .map(|f| std::fs::read_to_string(f).unwrap())
+        .collect();
     let table = include_str!("../messages.rs");
     for message in TABLE {
         let (before, _) = table.split_once(&format!(" = \"{}\"", message.id)).unwrap();
@@ -99,7 +120,9 @@ fn the_source_tells_every_message_with_its_inserts() {
         for text in &text {
             for (at, _) in text.match_indices(&format!("messages::{name}")) {
                 let rest = &text[at..];
-                if !rest[name.len() + 10..].starts_with(|c: char| c == ',' || c == ')' || c == ';' || c.is_whitespace()) {
+                if !rest[name.len() + 10..]
+                    .starts_with(|c: char| c == ',' || c == ')' || c == ';' || c.is_whitespace())
+                {
                     continue;
                 }
                 told += 1;
@@ -108,9 +131,15 @@ fn the_source_tells_every_message_with_its_inserts() {
                 }
                 let call = &rest[..rest.find(");").unwrap_or(rest.len())];
                 for insert in message.inserts() {
-                    let given = [format!(", {insert} ="), format!(", %{insert},"), format!("\n{insert} =")];
+                    let given = [
+                        format!(", {insert} ="),
+                        format!(", %{insert},"),
+                        format!("\n{insert} ="),
+                    ];
                     let flat = call.split_whitespace().collect::<Vec<_>>().join(" ");
-                    let has = given.iter().any(|g| flat.contains(g.trim_start_matches('\n')));
+                    let has = given
+                        .iter()
+                        .any(|g| flat.contains(g.trim_start_matches('\n')));
                     assert!(has, "{} is told without {insert}: {flat}", message.id);
                 }
             }
@@ -129,7 +158,10 @@ fn the_documentation_is_that_of_the_table() {
         return;
     }
     let text = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(text == expected, "run UPDATE_DOCS=1 cargo test -p zcri-daemon messages");
+    assert!(
+        text == expected,
+        "run UPDATE_DOCS=1 cargo test -p zcri-daemon messages"
+    );
 }
 
 fn documentation() -> String {
@@ -145,8 +177,13 @@ fn documentation() -> String {
          every event, with its id in the field `zcr`.\n",
     );
     for message in TABLE {
-        let Message { id, text, explanation, response } = message;
-        let text = text.replace('{', "*").replace('}', "*");
+        let Message {
+            id,
+            text,
+            explanation,
+            response,
+        } = message;
+        let text = text.replace(['{', '}'], "*");
         write!(
             out,
             "\n## {id}\n\n**{id} {text}**\n\nExplanation: {explanation}\n\nResponse: {response}\n"
