@@ -114,6 +114,57 @@ impl CodePage {
     }
 }
 
+/// When output is converted. As text: `IBM-1047`, or `IBM-1047 untagged`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// From which code page.
+    pub page: CodePage,
+    /// Only where the file tag of the stream does not name another code page: then somebody converts already.
+    pub untagged_only: bool,
+}
+
+impl Rule {
+    /// The code page to convert from, given what `ccsid` finds in the file tag of a stream (0 or none: no tag).
+    pub fn page_of(self, ccsid: impl FnOnce() -> Option<u16>) -> Option<CodePage> {
+        if !self.untagged_only {
+            return Some(self.page);
+        }
+        let own = match self.page {
+            CodePage::Ibm1047 => 1047,
+        };
+        match ccsid() {
+            None | Some(0) => Some(self.page),
+            Some(tag) => (tag == own).then_some(self.page),
+        }
+    }
+}
+
+impl FromStr for Rule {
+    type Err = UnknownCodePage;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (page, untagged_only) = match text.trim().strip_suffix(" untagged") {
+            Some(page) => (page, true),
+            None => (text, false),
+        };
+        let page = page.parse().map_err(|_| UnknownCodePage(text.to_owned()))?;
+        Ok(Self {
+            page,
+            untagged_only,
+        })
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            page,
+            untagged_only,
+        } = self;
+        write!(f, "{page}{}", if *untagged_only { " untagged" } else { "" })
+    }
+}
+
 /// ISO 8859-1 of each byte of IBM-1047, with both ends of a line as line feed. Source: glibc, `localedata/charmaps/IBM1047`,
 /// against which the tests compare.
 const TO_LATIN_1: [u8; 256] = with_newlines([
@@ -209,6 +260,29 @@ mod tests {
         assert_eq!(PAGE.to_string().parse(), Ok(PAGE));
         let error = "EBCDIC-9".parse::<CodePage>().unwrap_err();
         assert!(error.to_string().contains("EBCDIC-9"));
+    }
+
+    #[test]
+    fn a_rule_looks_at_the_tag_when_it_is_told_to() {
+        let always: Rule = "ibm1047".parse().unwrap();
+        assert_eq!(
+            always.page_of(|| panic!("the tag does not matter")),
+            Some(PAGE)
+        );
+        let untagged: Rule = "IBM-1047 untagged".parse().unwrap();
+        assert_eq!(untagged.to_string().parse(), Ok(untagged));
+        for (tag, expected) in [
+            (None, Some(PAGE)),
+            (Some(0), Some(PAGE)),
+            (Some(1047), Some(PAGE)),
+            (Some(819), None),
+            (Some(0xffff), None),
+        ] {
+            assert_eq!(untagged.page_of(|| tag), expected, "{tag:?}");
+        }
+        for wrong in ["", "untagged", "IBM-1047 tagged", "x untagged"] {
+            wrong.parse::<Rule>().unwrap_err();
+        }
     }
 
     /// Prints what it measures; the target is 100 MB/s in an optimised build (issue 6).

@@ -199,6 +199,7 @@ impl Default for Runtime {
             path: PathBuf::from("/usr/sbin/runc"),
             kind: HandlerType::Oci,
             root: None,
+            output: None,
         };
         Self {
             default_handler: "runc".to_owned(),
@@ -220,6 +221,8 @@ pub struct Handler {
     pub kind: HandlerType,
     /// State directory of the OCI runtime, absolute; none is one below [`Storage::state`].
     pub root: Option<PathBuf>,
+    /// What the output of its containers is converted from, if it is: the key `output_code_page`.
+    pub output: Option<zcri_codepage::Rule>,
 }
 
 /// How a handler's program is driven.

@@ -100,6 +100,7 @@ fn handlers(runtime: &Runtime) -> impl Iterator<Item = (String, Vec<Row>)> {
             ("path", text(handler.path.display())),
             ("type", word(HANDLER_TYPES, handler.kind)),
             ("root", optional(handler.root.as_ref().map(|p| p.display()))),
+            ("output_code_page", optional(handler.output)),
         ];
         (format!("runtime.handlers.{name}"), rows)
     })

@@ -260,6 +260,7 @@ fn handler(
         path: PathBuf::new(),
         kind: HandlerType::Oci,
         root: None,
+        output: None,
     });
     let given = section.set("path", &mut handler.path, absolute_path, faults);
     if given.is_none() && !has_default {
@@ -273,6 +274,15 @@ fn handler(
     }
     section.set("type", &mut handler.kind, word(HANDLER_TYPES), faults);
     section.set("root", &mut handler.root, optional(absolute_path), faults);
+    section.set(
+        "output_code_page",
+        &mut handler.output,
+        optional(|value| {
+            let rule = string(value)?.parse();
+            rule.map_err(|e: zcri_codepage::UnknownCodePage| e.to_string())
+        }),
+        faults,
+    );
     section.finish(faults);
     Some(handler)
 }

@@ -84,6 +84,7 @@ fn every_key_is_read() {
         path = "/x/wasm"
         type = "shim"
         root = "/x/root"
+        output_code_page = "IBM-1047 untagged"
         [network]
         conf_dir = "/c"
         plugin_dirs = ["/p", "/q"]
@@ -145,6 +146,7 @@ fn every_key_is_read() {
         path: "/x/wasm".into(),
         kind: HandlerType::Shim,
         root: Some("/x/root".into()),
+        output: Some("IBM-1047 untagged".parse().unwrap()),
     };
     assert_eq!(
         config.runtime.handlers,
@@ -212,6 +214,11 @@ fn every_key_is_read() {
 
 /// Section, line and a part of the reason.
 const WRONG: &[(&str, &str, &str)] = &[
+    (
+        "runtime.handlers.runc",
+        "output_code_page = \"UTF-8\"",
+        "code page",
+    ),
     ("console", "output = \"console.log\"", "absolute"),
     ("console", "output = true", "string"),
     ("api", "listen = \"run/x\"", "absolute"),
