@@ -10,7 +10,7 @@ BENCH_PACKAGES := $(PACKAGES) containerd
 # Tests touch the kernel's namespaces, mounts and interfaces: more at a time than CPUs only queue.
 TEST_ARGS ?=
 
-.PHONY: all setup build demo test bench ci verify-units fmt fmt-check lint doc deny clean
+.PHONY: all setup build demo test fuzz bench ci verify-units fmt fmt-check lint doc deny clean
 
 all: build
 
@@ -36,13 +36,19 @@ test: setup
 	    set -x; $(CARGO) test --workspace $(TEST_ARGS); \
 	fi
 
+# Fuzzes the decoders that read untrusted bytes, each for so long.
+FUZZ_SECONDS ?= 60
+fuzz:
+	@CARGO=$(CARGO) FUZZ_SECONDS=$(FUZZ_SECONDS) daemon/streaming/fuzz/run
+
 # Writes docs/benchmarks.md and docs/benchmarks.svg.
 bench: build
 	@sh integration/setup.sh $(BENCH_PACKAGES)
 	integration/bench/run.sh $(BENCH_ARGS)
 
 # Exactly what the CI runs.
-ci: fmt-check lint doc deny verify-units test
+ci: FUZZ_SECONDS = 3
+ci: fmt-check lint doc deny verify-units fuzz test
 
 fmt:
 	$(CARGO) fmt --all

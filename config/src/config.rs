@@ -176,6 +176,8 @@ pub struct Runtime {
     pub cgroup_parent: String,
     /// Limit of processes in a container that has no limit of its own.
     pub pids_limit: Option<NonZeroU32>,
+    /// Directories with descriptions of CDI devices, of which later ones win; empty for none.
+    pub cdi_spec_dirs: Vec<PathBuf>,
 }
 
 impl Runtime {
@@ -208,6 +210,7 @@ impl Default for Runtime {
             cgroup_manager: CgroupManager::Cgroupfs,
             cgroup_parent: CgroupManager::Cgroupfs.default_parent().to_owned(),
             pids_limit: None,
+            cdi_spec_dirs: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).into(),
         }
     }
 }

@@ -186,6 +186,8 @@ fn runtime(mut section: Section, faults: &mut Vec<Fault>) -> Runtime {
     );
     let limit = |value: &Value| integer(0, u32::MAX)(value).map(NonZeroU32::new);
     section.set("pids_limit", &mut runtime.pids_limit, limit, faults);
+    let dirs = array(absolute_path);
+    section.set("cdi_spec_dirs", &mut runtime.cdi_spec_dirs, dirs, faults);
     handlers(section.section("handlers", faults), &mut runtime, faults);
     // A second complaint about a handler that is there, but wrong, would only mislead.
     if faults.len() == before {

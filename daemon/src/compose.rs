@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
 use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
 use zcri_sys::console::system as system_console;
@@ -22,6 +23,7 @@ use crate::events::Events;
 use crate::health::Health;
 use crate::images::Images;
 use crate::messages;
+use crate::metrics::http;
 use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
 use crate::pod::Pods;
@@ -61,6 +63,7 @@ pub async fn serve(config: Config, source: Source) -> anyhow::Result<()> {
     let operator = Operator::new(pods.clone(), reloader);
     let sessions = Sessions::new(pods.clone());
     let streams = Arc::new(Server::bind(stream_config(&config.stream), sessions.clone()).await?);
+    let mut endpoint = serve_metrics(&config, &pods).await?;
     let listener = server::bind(&socket)?;
     let admin =
         Admin::start(&config.storage.state, operator.clone()).context("serve console commands")?;
@@ -86,6 +89,7 @@ pub async fn serve(config: Config, source: Source) -> anyhow::Result<()> {
     };
     let services = Services::new(pods.clone(), streams);
     let served = server::serve(services, listener, &socket, stop).await;
+    endpoint.shutdown().await;
     // No call gives out a URL any more: now the sessions, then the commands that they were about.
     drop(end_streams);
     streaming.await.context("serve sessions")?;
@@ -94,6 +98,18 @@ pub async fn serve(config: Config, source: Source) -> anyhow::Result<()> {
     served?;
     tracing::info!(zcr = messages::STOPPED, "zcrid has stopped; pods go on");
     Ok(())
+}
+
+/// The endpoint for Prometheus, if one is configured; it ends with what is returned.
+async fn serve_metrics(config: &Config, pods: &Arc<Pods>) -> anyhow::Result<JoinSet<()>> {
+    let mut endpoint = JoinSet::new();
+    if let Some(address) = config.metrics.listen {
+        let listener = http::bind(address).await;
+        let listener = listener.with_context(|| format!("bind metrics.listen {address}"))?;
+        tracing::info!(address = %listener.local_addr()?, "metrics are served");
+        endpoint.spawn(http::serve(listener, pods.clone()));
+    }
+    Ok(endpoint)
 }
 
 fn stream_config(stream: &zcri_config::Stream) -> ServerConfig {
@@ -159,9 +175,11 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
+        cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
         health: Health::default(),
         deprecations: Deprecations::default(),
         config: toml::from_str(&config.to_toml()).context("read the configuration back")?,
+        operations: Arc::default(),
         events: Events::default(),
         readers: Readers::default(),
         wire: convert::WIRE_FORMAT,

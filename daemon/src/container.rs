@@ -6,6 +6,7 @@
 //!                          +--start failed (code 128)----------+
 //! ```
 
+mod cdi;
 pub mod config;
 mod create;
 mod exec;

@@ -11,6 +11,7 @@ mod events;
 mod filter;
 mod image_service;
 mod images;
+mod info;
 mod metrics;
 mod node_status;
 mod pods;

@@ -116,7 +116,11 @@ impl Images {
     /// The name is none, or the file system refused.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let Some(image) = self.find(name) else {
-            return Ok(());
+            // A name that no image can have, or several, is a mistake and no removal.
+            return match self.store.resolve(name) {
+                Err(error) => Err(failed(name, error)),
+                Ok(_) => Ok(()),
+            };
         };
         self.store
             .remove(image.id.as_str())

@@ -14,6 +14,7 @@ pub mod health;
 pub mod id;
 pub mod images;
 pub mod messages;
+pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod pod;

@@ -6,6 +6,7 @@
 
 mod bandwidth;
 pub(crate) mod isolation;
+mod ports;
 mod readiness;
 mod request;
 mod retry;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use zcri_cni::{Cni, CniDirs};
 
+use self::ports::HostPorts;
 use self::readiness::Readiness;
 use self::retry::Retries;
 use crate::error::{Chain, Error, Result};
@@ -36,6 +38,7 @@ pub struct Network {
     netns_token: String,
     collect_garbage: bool,
     readiness: Arc<Readiness>,
+    ports: Arc<HostPorts>,
     retries: Arc<Retries>,
 }
 
@@ -59,6 +62,7 @@ impl Network {
             plugin_dirs: config.plugin_dirs.clone(),
             cache_dir: root.join("cni"),
         };
+        let ports = Arc::<HostPorts>::default();
         Self {
             cni: Cni::new(dirs, config.plugin_timeout),
             conf_dir: config.conf_dir.clone(),
@@ -66,7 +70,8 @@ impl Network {
             netns_token: config.netns_token.clone(),
             collect_garbage,
             readiness: Arc::default(),
-            retries: Arc::default(),
+            retries: Arc::new(Retries::new(ports.clone())),
+            ports,
         }
     }
 
@@ -89,7 +94,8 @@ impl Network {
     /// Attaches a pod; gives its addresses, the primary one first.
     ///
     /// # Errors
-    /// No network is configured, or a plugin failed: what the plugins before it did is undone.
+    /// No network is configured, a port of the node is taken, or a plugin failed: what the plugins before it did is
+    /// undone. [`Self::detach`] gives the pod's ports back.
     pub async fn attach(
         &self,
         id: &PodId,
@@ -99,6 +105,7 @@ impl Network {
         let netns = isolation::netns(place, &self.netns_token, id);
         let attachment = request::attachment(id, config, place, netns)?;
         let list = self.cni.load().map_err(|e| failed("configuration", e))?;
+        self.ports.take(id.as_str(), &config.port_mappings)?;
         match list.add(&attachment).await {
             Ok(result) => Ok(result.pod_ips().map(|ip| ip.to_string()).collect()),
             Err(error) => {
@@ -110,6 +117,11 @@ impl Network {
         }
     }
 
+    /// Takes note of a pod that was attached by an earlier daemon.
+    pub fn remember(&self, id: &PodId, config: &PodConfig) {
+        self.ports.remember(id.as_str(), &config.port_mappings);
+    }
+
     /// Detaches a pod; one that is not attached is detached.
     ///
     /// # Errors
@@ -117,6 +129,7 @@ impl Network {
     pub async fn detach(&self, id: &str) -> Result<()> {
         match self.cni.delete(id).await {
             Ok(()) => {
+                self.ports.release(id);
                 self.retries.done(id);
                 Ok(())
             }

@@ -1,6 +1,7 @@
 //! What all pods of a node share: directories, records, handlers, images, network.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use zcri_sys::cgroup;
 
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::health::Health;
 use crate::images::Images;
+use crate::metrics::Operations;
 use crate::network::{Isolation, Network};
 use crate::pod::config::PodConfig;
 use crate::runtime::{Handlers, ShimLauncher};
@@ -47,12 +49,16 @@ pub struct Node {
     pub cgroup_parent: String,
     /// Limit of processes in a container that names none.
     pub pids_limit: Option<u32>,
+    /// Directories with descriptions of CDI devices, of which later ones win.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Checks whether containers could run.
     pub health: Health,
     /// Deprecated fields that were used.
     pub deprecations: Deprecations,
     /// The configuration in force, as JSON.
     pub config: serde_json::Value,
+    /// What calls did.
+    pub operations: Arc<Operations>,
     /// Tells what happens.
     pub events: Events,
     /// Who may read usage.

@@ -28,6 +28,7 @@ const MAX_MESSAGE: usize = 64 << 20;
 /// Both services of a CRI socket.
 #[derive(Debug, Clone)]
 pub struct Cri {
+    channel: Channel,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
 }
@@ -53,6 +54,7 @@ impl Cri {
             }))
             .await?;
         Ok(Self {
+            channel: channel.clone(),
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
@@ -60,6 +62,11 @@ impl Cri {
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
         })
+    }
+
+    /// The connection, for calls that no generated client makes.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// The generated client, for calls that have no method here.

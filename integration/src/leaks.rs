@@ -34,6 +34,7 @@ pub fn audit(slot: &Slot) -> Vec<String> {
     note("address lease", leases(slot));
     note("interface", bridge_ports(slot));
     note("firewall rule", firewall(slot));
+    note("address or route", addresses(slot));
     note("path", daemon_paths(slot));
     found
 }
@@ -82,9 +83,41 @@ pub fn clear(slot: &Slot) {
     if Path::new("/sys/class/net").join(&bridge).exists() {
         drop(Command::new("ip").args(["link", "del", &bridge]).output());
     }
+    // Addresses of the pods of a node that was killed.
+    for (family, range) in [("-4", slot.subnet()), ("-6", slot.subnet_v6())] {
+        let flush = [family, "addr", "flush", "dev", "lo", "to", &range];
+        drop(Command::new("ip").args(flush).output());
+    }
     for dir in [slot.dir(), slot.state()] {
         drop(std::fs::remove_dir_all(dir));
     }
+}
+
+/// Addresses and routes of the slot's ranges, and where they are.
+fn addresses(slot: &Slot) -> Vec<String> {
+    let ranges = [slot.subnet(), slot.subnet_v6()];
+    let prefixes = ranges.map(|range| {
+        let (network, _) = range.split_once('/').unwrap_or_default();
+        network.trim_end_matches('0').to_owned()
+    });
+    // The bridge, and the routes to it, are the harness's own: it is removed with the slot.
+    let own = format!(" {} ", slot.name());
+    let mut found = Vec::new();
+    for arguments in [
+        &["-o", "addr", "show"][..],
+        &["-4", "route", "show", "table", "all"],
+        &["-6", "route", "show", "table", "all"],
+    ] {
+        let Ok(output) = Command::new("ip").args(arguments).output() else {
+            continue;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let lines = text.lines().map(|line| format!("{line} "));
+        found.extend(lines.filter(|line| {
+            !line.contains(&own) && prefixes.iter().any(|p| line.contains(&format!(" {p}")))
+        }));
+    }
+    found
 }
 
 /// Mount points below the slot's directories, the deepest first.
@@ -227,11 +260,15 @@ fn subdirectories(dir: &Path) -> Vec<PathBuf> {
 
 /// Addresses that host-local holds for the network of the slot.
 fn leases(slot: &Slot) -> Vec<String> {
-    let dir = slot.dir().join("ipam").join(slot.name());
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let host_local = slot.dir().join("ipam").join(slot.name());
+    let dvipa = slot.dir().join("dvipa/leases");
+    let entries = [host_local, dvipa].map(|dir| std::fs::read_dir(dir).into_iter().flatten());
     entries
+        .into_iter()
+        .flatten()
+        .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with(|first: char| first.is_ascii_digit()))
+        .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
         .collect()
 }
 

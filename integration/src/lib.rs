@@ -14,6 +14,7 @@ pub mod node;
 pub mod plugin;
 pub mod pod;
 pub mod stream_client;
+pub mod usage;
 pub mod wait;
 
 pub use client::Cri;

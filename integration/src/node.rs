@@ -29,6 +29,7 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Builder {
     drop_in: String,
+    cdi: Option<String>,
     registries: String,
     no_cni: bool,
     root_size: Option<String>,
@@ -43,6 +44,13 @@ impl Builder {
     pub fn config(mut self, toml: &str) -> Self {
         self.drop_in.push_str(toml);
         self.drop_in.push('\n');
+        self
+    }
+
+    /// CDI devices are described in the scratch directory of that name alone.
+    #[must_use]
+    pub fn no_cdi_but(mut self, scratch: &str) -> Self {
+        self.cdi = Some(scratch.to_owned());
         self
     }
 
@@ -118,7 +126,12 @@ impl Builder {
                 options.as_c_str(),
             )?;
         }
-        files.write(&slot, &self.drop_in, &self.registries)?;
+        let mut drop_in = self.drop_in;
+        if let Some(cdi) = &self.cdi {
+            let dir = files.dir.join("scratch").join(cdi).display().to_string();
+            drop_in.push_str(&format!("[runtime]\ncdi_spec_dirs = [{dir:?}]\n"));
+        }
+        files.write(&slot, &drop_in, &self.registries)?;
         if !self.no_cni {
             files.write_conflist(&slot)?;
         }
@@ -230,6 +243,15 @@ impl TestNode {
             Ok::<_, anyhow::Error>(reference)
         };
         self.busybox.get_or_try_init(pull).await.cloned()
+    }
+
+    /// Adds a drop-in to the configuration of the next daemon.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn add_config(&self, toml: &str) -> Result<()> {
+        let path = self.files.dir.join("etc/zcri.toml.d/60-test.toml");
+        Ok(std::fs::write(path, toml)?)
     }
 
     /// Starts the daemon, and waits until it serves. Gives the time from the start of the process to that.

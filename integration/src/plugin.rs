@@ -104,3 +104,26 @@ pub fn dvipa(node: &TestNode, config: Value, chained: &[Value]) -> Result<()> {
     std::fs::write(path, list.to_string())?;
     Ok(())
 }
+
+/// The node's network is as in a sample of `config/cni`, but with the node's own ranges and directories.
+///
+/// # Errors
+/// dvipa is not built, or the sample cannot be read.
+pub fn sample(node: &TestNode, name: &str) -> Result<()> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../config/cni")
+        .join(name);
+    let text = std::fs::read_to_string(&path);
+    let text = text.with_context(|| format!("reading {}", path.display()))?;
+    let mut list: Value = serde_json::from_str(&text)?;
+    let plugins = list["plugins"].as_array_mut().context("a conflist")?;
+    let config = plugins.remove(0);
+    let chained = std::mem::take(plugins);
+    dvipa(node, without_ranges(config)?, &chained)
+}
+
+fn without_ranges(mut config: Value) -> Result<Value> {
+    let keys = config.as_object_mut().context("a plugin")?;
+    keys.remove("vipaRanges");
+    Ok(config)
+}

@@ -324,6 +324,29 @@ impl Remote {
         }
     }
 
+    /// Sends lines to a program that answers each with `got LINE`, until its output holds `text`. For what goes another
+    /// way than input, such as sizes, and may be overtaken by it.
+    ///
+    /// # Errors
+    /// The program does not answer, or not so within reason.
+    pub async fn prod(&mut self, text: &str) -> Result<()> {
+        let start = std::time::Instant::now();
+        for number in 0_u64.. {
+            self.input
+                .write(format!("try {number}\n").as_bytes())
+                .await?;
+            self.expect(&format!("got try {number}\r\n")).await?;
+            if contains(&self.seen.stdout, text.as_bytes()) {
+                break;
+            }
+            ensure!(
+                start.elapsed() < crate::wait::PATIENCE,
+                "{text:?} did not come"
+            );
+        }
+        Ok(())
+    }
+
     /// Reads to the end and keeps nothing but the number of bytes of output, and the exit code.
     ///
     /// # Errors

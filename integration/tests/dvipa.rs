@@ -204,7 +204,8 @@ async fn pods_in_namespaces_reach_each_other_and_the_host() -> Test {
 
 #[tokio::test]
 async fn host_ports_lead_to_a_vipa() -> Test {
-    let node = in_namespaces().await?;
+    let mut node = in_namespaces().await?;
+    node.allow_log("RunPodSandbox");
     let listener = std::net::TcpListener::bind("0.0.0.0:0")?;
     let port = listener.local_addr()?.port();
     drop(listener);
@@ -220,6 +221,22 @@ async fn host_ports_lead_to_a_vipa() -> Test {
     // Not by loopback, which portmap serves with a sysctl of the whole node.
     let host = own_address()?;
     assert_eq!(ask((host, port).into()).await?, "by-host-port");
+
+    // The port has one holder, also for a daemon that comes later, and is free when its pod is gone.
+    let mut second = node.pod_config("second")?;
+    second.port_mappings.clone_from(&pod.config.port_mappings);
+    let holder = pod.id.clone();
+    drop(pod);
+    node.kill_daemon().await?;
+    node.start_daemon().await?;
+    let conflict = node.cri().run_pod(&second).await.err();
+    let conflict = conflict.context("two pods have one port of the node")?;
+    assert_eq!(conflict.code(), tonic::Code::InvalidArgument);
+    for part in [port.to_string(), holder.clone()] {
+        assert!(conflict.message().contains(&part), "{conflict:?}");
+    }
+    node.cri().remove_pod(&holder).await?;
+    node.run_pod(second).await?;
     node.finish().await
 }
 

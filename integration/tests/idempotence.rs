@@ -275,3 +275,62 @@ async fn a_removal_during_the_making_leaves_nothing() -> Test {
     assert!(node.cri().list_pods(Default::default()).await?.is_empty());
     node.finish().await
 }
+
+/// A stop that meets a start which is under way lets it finish, and then stops the container.
+#[tokio::test]
+async fn a_stop_during_a_start_leaves_it_stopped() -> Test {
+    let mut node = TestNode::builder().prepare().await?;
+    let dir = node.scratch("slow-runc")?;
+    let (called, go_on, program) = (dir.join("called"), dir.join("go-on"), dir.join("runc"));
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &go_on,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )?;
+    let runc = zcri_integration::binaries::system("runc", "runc")?;
+    // Its `run` tells that it was called, and waits for a word.
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *' run '*) touch {called}; cat {go_on};; esac\nexec {runc} \"$@\"\n",
+        called = called.display(),
+        go_on = go_on.display(),
+        runc = runc.display()
+    );
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(
+        &program,
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
+    node.add_config(&format!("[runtime.handlers.slow]\npath = {program:?}\n"))?;
+    node.start_daemon().await?;
+    let pod = node.run_pod_with(node.pod_config("p")?, "slow").await?;
+    let id = pod.create(&node.container_config("c").await?).await?;
+    let start = tokio::spawn({
+        let (cri, id) = (node.cri().clone(), id.clone());
+        async move { cri.start(&id).await }
+    });
+    wait::until_true("the runtime to be called", wait::PATIENCE, || {
+        called.exists()
+    })
+    .await?;
+    let stop = tokio::spawn({
+        let (cri, id) = (node.cri().clone(), id.clone());
+        async move { cri.stop(&id, 0).await }
+    });
+    // Requests of one connection are served in their order, so that the stop is under way after these.
+    for _ in 0..3 {
+        node.cri().version().await?;
+    }
+    std::fs::write(&go_on, "")?;
+    start.await??;
+    stop.await??;
+    let status = node.cri().status(&id).await?;
+    assert_eq!(
+        status.state(),
+        ContainerState::ContainerExited,
+        "{status:?}"
+    );
+    assert_eq!(status.exit_code, 137);
+    node.finish().await
+}

@@ -1,27 +1,21 @@
-//! Statistics and metrics: what they say is what the kernel says, and what has no source is absent.
+//! Statistics: what they say is what the kernel says, and what has no source is absent.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use tonic::Code;
 use zcri_integration::pod::words;
+use zcri_integration::usage::{cgroups_v2, du, number, upper, writer};
 use zcri_integration::v1::{
     ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ImageFsInfoRequest,
-    LinuxContainerResources, ListContainerStatsRequest, ListMetricDescriptorsRequest,
-    ListPodSandboxMetricsRequest, ListPodSandboxStatsRequest, Metric, MetricDescriptor,
-    NamespaceMode, PodSandboxMetrics, PodSandboxStats, PodSandboxStatsFilter,
-    PodSandboxStatsRequest, UInt64Value,
+    ListContainerStatsRequest, ListPodSandboxStatsRequest, NamespaceMode, PodSandboxStats,
+    PodSandboxStatsFilter, PodSandboxStatsRequest,
 };
-use zcri_integration::{Pod, Test, TestNode, wait};
+use zcri_integration::{Test, TestNode, wait};
 
-const MIB: i64 = 1 << 20;
-
-/// Whether the controllers are in version 2 of cgroups.
-fn v2() -> bool {
-    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
-}
+const MIB: u64 = 1 << 20;
 
 /// A file of a container's group, by its names in version 1 and 2.
 fn cgroup_file(
@@ -32,7 +26,7 @@ fn cgroup_file(
     v2_file: &str,
 ) -> Result<String> {
     let group = format!("{}/pod-{pod}/{id}", node.slot().cgroup());
-    let path = if v2() {
+    let path = if cgroups_v2() {
         format!("/sys/fs/cgroup{group}/{v2_file}")
     } else {
         format!("/sys/fs/cgroup/{}{group}/{}", v1.0, v1.1)
@@ -75,48 +69,6 @@ async fn list_pods(node: &TestNode, filter: PodSandboxStatsFilter) -> Result<Vec
     };
     let answer = node.cri().runtime().list_pod_sandbox_stats(request).await?;
     Ok(answer.into_inner().stats)
-}
-
-fn number(value: Option<UInt64Value>, what: &str) -> Result<u64> {
-    Ok(value.with_context(|| format!("{what} is absent"))?.value)
-}
-
-/// What du(1) says of a directory.
-fn du(option: &str, dir: &Path) -> Result<u64> {
-    let output = std::process::Command::new("du")
-        .args(["-s", option])
-        .arg(dir)
-        .output()?;
-    let text = String::from_utf8(output.stdout)?;
-    Ok(text
-        .split_whitespace()
-        .next()
-        .context("du says nothing")?
-        .parse()?)
-}
-
-fn upper(node: &TestNode, id: &str) -> PathBuf {
-    node.files().root.join("overlay").join(id).join("upper")
-}
-
-/// A container that has written 5 MB and waits.
-async fn writer(pod: &Pod<'_>, node: &TestNode, name: &str) -> Result<String> {
-    let mut config = node.container_config(name).await?;
-    let script = "mkdir /d && head -c 5000000 /dev/zero > /d/written && ln /d/written /d/same && echo ready; exec sleep 1000";
-    config.command = words(["/bin/sh", "-c", script]);
-    config.linux.get_or_insert_default().resources = Some(LinuxContainerResources {
-        memory_limit_in_bytes: 64 * MIB,
-        memory_swap_limit_in_bytes: 96 * MIB,
-        cpu_period: 100_000,
-        cpu_quota: 50_000,
-        cpu_shares: 512,
-        ..Default::default()
-    });
-    config.labels = [("app".to_owned(), name.to_owned())].into();
-    let id = pod.start(&config).await?;
-    let ready = || pod.log(&config).is_ok_and(|lines| !lines.is_empty());
-    wait::until_true("the container to have written", wait::PATIENCE, ready).await?;
-    Ok(id)
 }
 
 #[tokio::test]
@@ -164,7 +116,7 @@ async fn numbers_of_a_container_are_those_of_the_kernel() -> Test {
     ensure!(working_set > 0 && working_set <= usage_bytes, "{memory:?}");
     assert_eq!(
         number(memory.available_bytes, "available")?,
-        64 * MIB.unsigned_abs() - working_set
+        64 * MIB - working_set
     );
     ensure!(
         number(memory.rss_bytes, "rss")? <= usage_bytes,
@@ -176,11 +128,15 @@ async fn numbers_of_a_container_are_those_of_the_kernel() -> Test {
     let swapped = number(swap.swap_usage_bytes, "swap")?;
     assert_eq!(
         number(swap.swap_available_bytes, "available swap")?,
-        32 * MIB.unsigned_abs() - swapped
+        32 * MIB - swapped
     );
-    assert_eq!(usage.psi.is_some(), v2(), "pressure is in version 2 only");
-    assert_eq!(memory.psi.is_some(), v2());
-    assert_eq!(found.io.is_some(), v2());
+    assert_eq!(
+        usage.psi.is_some(),
+        cgroups_v2(),
+        "pressure is in version 2 only"
+    );
+    assert_eq!(memory.psi.is_some(), cgroups_v2());
+    assert_eq!(found.io.is_some(), cgroups_v2());
 
     let layer = found.writable_layer.context("no writable layer")?;
     let upper = upper(&node, &id);
@@ -315,9 +271,7 @@ async fn counters(node: &TestNode, id: &str, interface: &str) -> Result<(u64, u6
 #[tokio::test]
 async fn a_pod_has_numbers_of_its_own() -> Test {
     let node = TestNode::start().await?;
-    let mut config = node.pod_config("p")?;
-    config.labels = [("tier".to_owned(), "front".to_owned())].into();
-    let pod = node.run_pod(config).await?;
+    let pod = node.pod("p").await?;
     let (a, b) = (writer(&pod, &node, "a").await?, pod.sleeper("b").await?);
     let before = counters(&node, &a, "eth0").await?;
     node.exec(&a, &format!("ping -c 3 -i 0.1 {} || true", gateway(&node)))
@@ -390,6 +344,15 @@ async fn a_pod_has_numbers_of_its_own() -> Test {
         "two containers with one process each"
     );
 
+    node.finish().await
+}
+
+#[tokio::test]
+async fn only_pods_that_are_ready_are_listed_and_filters_choose() -> Test {
+    let node = TestNode::start().await?;
+    let mut config = node.pod_config("p")?;
+    config.labels = [("tier".to_owned(), "front".to_owned())].into();
+    node.run_pod(config).await?;
     let by = |id: &str, tier: &str| PodSandboxStatsFilter {
         id: id.to_owned(),
         label_selector: [("tier", tier)]
@@ -507,192 +470,6 @@ async fn the_size_of_a_layer_is_told_with_its_time_and_summed_up() -> Test {
         let grown =
             number(now.used_bytes, "bytes")? >= number(first.used_bytes, "bytes")? + 3_000_000;
         Ok((grown && now.timestamp > first.timestamp).then_some(()))
-    })
-    .await?;
-    node.finish().await
-}
-
-async fn metrics(node: &TestNode) -> Result<(Vec<MetricDescriptor>, Vec<PodSandboxMetrics>)> {
-    let mut runtime = node.cri().runtime();
-    let descriptors = runtime
-        .list_metric_descriptors(ListMetricDescriptorsRequest {})
-        .await?;
-    let metrics = runtime
-        .list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {})
-        .await?;
-    Ok((
-        descriptors.into_inner().descriptors,
-        metrics.into_inner().pod_metrics,
-    ))
-}
-
-/// The labels of a sample by their names.
-fn labels(descriptors: &[MetricDescriptor], metric: &Metric) -> Result<BTreeMap<String, String>> {
-    let descriptor = descriptors
-        .iter()
-        .find(|one| one.name == metric.name)
-        .with_context(|| format!("{} has no descriptor", metric.name))?;
-    assert_eq!(
-        descriptor.label_keys.len(),
-        metric.label_values.len(),
-        "{metric:?}"
-    );
-    let labels = descriptor
-        .label_keys
-        .iter()
-        .cloned()
-        .zip(metric.label_values.iter().cloned());
-    Ok(labels.collect())
-}
-
-/// Those without a source on version 1, or on a node without huge pages or block devices in use.
-const MAY_BE_ABSENT: [&str; 13] = [
-    "container_blkio_device_usage_total",
-    "container_fs_reads_bytes_total",
-    "container_fs_reads_total",
-    "container_fs_writes_bytes_total",
-    "container_fs_writes_total",
-    "container_hugetlb_max_usage_bytes",
-    "container_hugetlb_usage_bytes",
-    "container_pressure_cpu_stalled_seconds_total",
-    "container_pressure_cpu_waiting_seconds_total",
-    "container_pressure_io_stalled_seconds_total",
-    "container_pressure_io_waiting_seconds_total",
-    "container_pressure_memory_stalled_seconds_total",
-    "container_pressure_memory_waiting_seconds_total",
-];
-
-#[tokio::test]
-async fn metrics_are_those_that_cadvisor_gives() -> Test {
-    let node = TestNode::start().await?;
-    let pod = node.pod("p").await?;
-    let id = writer(&pod, &node, "c").await?;
-    let (descriptors, pods) = metrics(&node).await?;
-    assert_eq!(descriptors.len(), 56);
-    ensure!(descriptors.iter().all(|one| !one.help.is_empty()));
-    assert_eq!(pods.len(), 1);
-    let of_pod = &pods[0];
-    assert_eq!(of_pod.pod_sandbox_id, pod.id);
-    let of_container = of_pod.container_metrics.first().context("no container")?;
-    assert_eq!(of_container.container_id, id);
-
-    let all: Vec<&Metric> = of_pod.metrics.iter().chain(&of_container.metrics).collect();
-    let found: BTreeSet<&str> = all.iter().map(|one| one.name.as_str()).collect();
-    for descriptor in &descriptors {
-        let name = descriptor.name.as_str();
-        ensure!(
-            found.contains(name) || MAY_BE_ABSENT.contains(&name),
-            "{name} is missing"
-        );
-        ensure!(
-            v2() || !name.starts_with("container_pressure") || !found.contains(name),
-            "{name} has no source"
-        );
-    }
-    for metric in &all {
-        let labels = labels(&descriptors, metric)?;
-        assert_eq!(
-            (labels["namespace"].as_str(), labels["pod"].as_str()),
-            ("default", "p")
-        );
-        ensure!(metric.value.is_some(), "{metric:?}");
-    }
-    let value = |name: &str, label: Option<(&str, &str)>| -> Result<u64> {
-        for metric in all.iter().filter(|one| one.name == name) {
-            let labels = labels(&descriptors, metric)?;
-            if label.is_none_or(|(key, value)| labels[key] == value) {
-                return number(metric.value, name);
-            }
-        }
-        anyhow::bail!("{name} {label:?} is missing")
-    };
-    let cpu = of_container
-        .metrics
-        .iter()
-        .find(|one| one.name == "container_cpu_usage_seconds_total")
-        .context("no CPU")?;
-    let of_cpu = labels(&descriptors, cpu)?;
-    assert_eq!(of_cpu["container"], "c");
-    assert_eq!(of_cpu["name"], id);
-    assert_eq!(of_cpu["image"], node.busybox().await?);
-    assert_eq!(of_cpu["id"], format!("{}/pod-p/{id}", node.slot().cgroup()));
-    assert_eq!(of_cpu["cpu"], "total");
-
-    assert_eq!(value("container_spec_memory_limit_bytes", None)?, 64 << 20);
-    assert_eq!(value("container_spec_cpu_quota", None)?, 50_000);
-    assert_eq!(value("container_spec_cpu_period", None)?, 100_000);
-    assert_eq!(value("container_processes", None)?, 1);
-    assert_eq!(value("container_threads", None)?, 1);
-    ensure!(value("container_file_descriptors", None)? >= 3);
-    assert_eq!(value("container_sockets", None)?, 0);
-    ensure!(
-        value("container_memory_max_usage_bytes", None)? >= value("container_memory_rss", None)?
-    );
-    assert_eq!(value("container_oom_events_total", None)?, 0);
-    assert_eq!(
-        value("container_fs_usage_bytes", None)?,
-        du("--block-size=1", &upper(&node, &id))?
-    );
-    ensure!(
-        value(
-            "container_network_receive_bytes_total",
-            Some(("interface", "eth0"))
-        )? > 0
-    );
-    ensure!(
-        value(
-            "container_network_receive_bytes_total",
-            Some(("interface", "lo"))
-        )
-        .is_err()
-    );
-    ensure!(
-        value(
-            "container_memory_failures_total",
-            Some(("failure_type", "pgfault"))
-        )? > 0
-    );
-    let soft: u64 = node.exec(&id, "ulimit -n").await?.success()?.parse()?;
-    assert_eq!(
-        value("container_ulimits_soft", Some(("ulimit", "max_open_files")))?,
-        soft
-    );
-    let started = node.cri().status(&id).await?.started_at / 1_000_000_000;
-    assert_eq!(
-        value("container_start_time_seconds", None)?,
-        started.unsigned_abs()
-    );
-    let live = all
-        .iter()
-        .filter(|one| one.name != "container_fs_usage_bytes");
-    ensure!(
-        live.clone().all(|one| one.timestamp == 0),
-        "what was read just now has no time"
-    );
-    node.finish().await
-}
-
-#[tokio::test]
-async fn an_oom_kill_is_counted() -> Test {
-    let node = TestNode::start().await?;
-    let pod = node.pod("p").await?;
-    let mut config = node.container_config("c").await?;
-    config.command = words(["/bin/sh", "-c", "tail /dev/zero; sleep 1000"]);
-    config.linux.get_or_insert_default().resources = Some(LinuxContainerResources {
-        memory_limit_in_bytes: 32 * MIB,
-        memory_swap_limit_in_bytes: 32 * MIB,
-        ..Default::default()
-    });
-    pod.start(&config).await?;
-    wait::until("an OOM kill to be counted", wait::PATIENCE, async || {
-        let (_, pods) = metrics(&node).await?;
-        let container = pods.first().and_then(|pod| pod.container_metrics.first());
-        let kills = container.and_then(|one| {
-            one.metrics
-                .iter()
-                .find(|m| m.name == "container_oom_events_total")
-        });
-        Ok(kills.and_then(|m| m.value).filter(|kills| kills.value == 1))
     })
     .await?;
     node.finish().await

@@ -82,7 +82,7 @@ async fn containers_come_in_chunks_each_once() -> Test {
 }
 
 #[tokio::test]
-async fn pods_statistics_and_metrics_come_as_in_lists() -> Test {
+async fn pods_and_statistics_come_as_in_lists() -> Test {
     let node = TestNode::start().await?;
     let (p, q) = (node.pod("p").await?, node.pod("q").await?);
     let (a, b) = (p.sleeper("a").await?, q.sleeper("b").await?);
@@ -150,7 +150,15 @@ async fn pods_statistics_and_metrics_come_as_in_lists() -> Test {
         pod_stats(Some(only_p)).await?,
         BTreeSet::from([p.id.clone()])
     );
+    node.finish().await
+}
 
+#[tokio::test]
+async fn metrics_come_as_in_the_list() -> Test {
+    let node = TestNode::start().await?;
+    let (p, q) = (node.pod("p").await?, node.pod("q").await?);
+    p.sleeper("a").await?;
+    q.sleeper("b").await?;
     let request = StreamPodSandboxMetricsRequest {};
     let messages = all(node
         .cri()

@@ -181,16 +181,14 @@ async fn a_terminal_has_a_size_an_echo_and_control_characters() -> Test {
     let node = TestNode::start().await?;
     let id = node.pod("p").await?.sleeper("c").await?;
     for transport in [SPDY, WEBSOCKET] {
-        let script = "test -t 0 && test -t 1 && test -t 2 && echo tty; trap 'stty size' WINCH; echo ready; \
-                      while true; do read -r line || break; echo got $line; done; exit 9";
+        let script = "test -t 0 && test -t 1 && test -t 2 && echo tty; echo ready; \
+                      while true; do read -r line || break; echo got $line; stty size; done; exit 9";
         let mut session = open(&node, &id, script, transport, Streams::TTY).await?;
         session.input.resize(101, 37).await?;
         session.expect("tty\r\nready\r\n").await?;
+        session.prod("37 101\r\n").await?;
         session.input.resize(80, 24).await?;
-        session.input.write(b"word\n").await?;
-        session.expect("got word\r\n").await?;
-        session.input.write(b"\n").await?;
-        session.expect("24 80\r\n").await?;
+        session.prod("24 80\r\n").await?;
         // Ctrl-D at the begin of a line is the end of the input.
         session.input.write(&[4]).await?;
         assert_eq!(session.finish().await?.code()?, 9);
@@ -359,6 +357,30 @@ async fn a_client_that_vanishes_ends_its_command_with_all_that_descends_from_it(
         Ok((descriptors(&node)? <= before).then_some(()))
     })
     .await?;
+    node.finish().await
+}
+
+/// The shim holds what the FIFO does not take, and must let go of it.
+#[tokio::test]
+async fn a_terminal_that_floods_ends_with_its_client() -> Test {
+    let node = TestNode::start().await?;
+    let id = node.pod("p").await?.sleeper("c").await?;
+    for transport in [SPDY, WEBSOCKET] {
+        let script = "echo up; while true; do echo 7777777777777777777777777777777777777777; done";
+        let mut session = open(&node, &id, script, transport, Streams::TTY).await?;
+        session.expect("up").await?;
+        // Another session comes through meanwhile, by the same shim.
+        let other = open(&node, &id, "stty size", WEBSOCKET, Streams::TTY).await?;
+        ensure!(other.finish().await?.code()? == 0);
+        drop(session);
+        gone(&node, &id, "7777777777").await?;
+        // One whose command is over, with output that nobody has taken.
+        let script = "head -c 1000000 /dev/zero; exit 3";
+        let session = open(&node, &id, script, transport, Streams::TTY).await?;
+        gone(&node, &id, "head -c 1000000").await?;
+        drop(session);
+    }
+    assert_eq!(fifos(&node, &id)?, Vec::<String>::new());
     node.finish().await
 }
 

@@ -167,10 +167,8 @@ async fn a_terminal_is_shared_by_its_clients() -> Test {
             session.expect("got one\r\n").await?;
         }
         second.input.resize(91, 31).await?;
-        second.input.write(b"two\n").await?;
-        for session in [&mut first, &mut second] {
-            session.expect("got two\r\n31 91\r\n").await?;
-        }
+        second.prod("\r\n31 91\r\n").await?;
+        first.expect("\r\n31 91\r\n").await?;
         drop(second);
         first.input.write(b"three\n").await?;
         first.expect("got three\r\n").await?;

@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
+use zcri_integration::plugin;
 use zcri_integration::pod::{pod_security, words};
 use zcri_integration::stream_client::{Event, Forward, ForwardBy};
 use zcri_integration::v1::{NamespaceMode, NamespaceOption};
@@ -126,8 +127,17 @@ async fn many_connections_share_a_session_and_end_apart() -> Test {
     let mut ports = Vec::new();
     for n in 0..50_u8 {
         let port = forward.connect(ECHO).await?;
-        forward.send(port.data, &[n; 1000]).await?;
         ports.push((n, port));
+        // One after the other, as the server takes few at once; all stay open.
+        forward.send(port.data, &[n; 1000]).await?;
+        let seen = forward
+            .read_until(port.data, |seen| seen.len() == 1000)
+            .await?;
+        ensure!(seen.iter().all(|byte| *byte == n));
+    }
+    // All at the same time.
+    for (n, port) in &ports {
+        forward.send(port.data, &[n + 100; 1000]).await?;
     }
     let mut seen = vec![Vec::new(); ports.len()];
     while seen.iter().any(|bytes| bytes.len() < 1000) {
@@ -137,7 +147,7 @@ async fn many_connections_share_a_session_and_end_apart() -> Test {
         }
     }
     for (n, bytes) in seen.iter().enumerate() {
-        ensure!(bytes.iter().all(|byte| usize::from(*byte) == n));
+        ensure!(bytes.iter().all(|byte| usize::from(*byte) == n + 100));
     }
     // The end of one is told to its server, whose end comes back.
     let (_, first) = ports[0];
@@ -227,6 +237,38 @@ async fn a_pod_on_the_hosts_network_has_the_hosts_ports() -> Test {
             .await?,
         b"hello\n"
     );
+    node.finish().await
+}
+
+/// Without a network namespace a pod is reached at its address on the node's stack.
+#[tokio::test]
+async fn a_pod_without_a_namespace_is_reached_at_its_address() -> Test {
+    let node = TestNode::builder()
+        .config("[network]\nisolation = \"stack\"\nnetns_token = \"stack:{id}\"")
+        .start()
+        .await?;
+    let listener = tokio::net::TcpListener::bind("127.77.7.7:0").await?;
+    let port = listener.local_addr()?.port();
+    let address = r#"{"cniVersion":"1.1.0","ips":[{"address":"127.77.7.7/32"}]}"#;
+    plugin::install(
+        &node,
+        "giver",
+        &format!("[ $CNI_COMMAND = ADD ] && echo '{address}'; exit 0"),
+    )?;
+    plugin::only(&node, "giver", &[])?;
+    let pod = node.pod("p").await?;
+    assert_eq!(pod.ip().await?, "127.77.7.7");
+    let mut forward = open(&node, &pod.id, ForwardBy::Spdy, &[port]).await?;
+    let connection = forward.connect(port).await?;
+    let (mut server, _) = listener.accept().await?;
+    forward.send(connection.data, b"hello\n").await?;
+    let mut bytes = [0; 6];
+    server.read_exact(&mut bytes).await?;
+    server.write_all(&bytes).await?;
+    let seen = forward
+        .read_until(connection.data, |seen| seen.len() == 6)
+        .await?;
+    assert_eq!(seen, b"hello\n");
     node.finish().await
 }
 

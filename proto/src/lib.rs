@@ -17,3 +17,7 @@
 pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }
+
+fn as_text<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&String::from_utf8_lossy(bytes))
+}

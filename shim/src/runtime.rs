@@ -107,7 +107,7 @@ impl Runtime {
             }
         }
         if let Some(console) = console {
-            command.arg("--console-socket").arg(console);
+            command.arg("--console-socket").arg(socket_name(console));
         }
         command.arg(call.id);
         command
@@ -130,7 +130,7 @@ impl Runtime {
             .arg("--pid-file")
             .arg(pid_file);
         if let Some(console) = console {
-            command.arg("--console-socket").arg(console);
+            command.arg("--console-socket").arg(socket_name(console));
         }
         if let Some(cgroup) = cgroup {
             command.arg("--cgroup").arg(cgroup);
@@ -157,6 +157,12 @@ impl Runtime {
         command.arg("--resources").arg(resources).arg(call.id);
         command
     }
+}
+
+/// The console's socket as a runtime is told it: relative to the bundle, which it works in, because an address holds 107
+/// bytes and the bundle's path alone may have more.
+fn socket_name(console: &Path) -> &std::ffi::OsStr {
+    console.file_name().unwrap_or(console.as_os_str())
 }
 
 /// What every call of a runtime is about.

@@ -278,7 +278,7 @@ mod tests {
             Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into())
         );
         assert_eq!(tree.dir("memory", "/a"), None);
-        assert_eq!(tree.dirs("/a").count(), 2);
+        assert_eq!(tree.dirs("/a").count(), 3);
     }
 
     #[test]

@@ -234,15 +234,21 @@ fn set_sysctl(name: &str, value: &str) -> Result<()> {
         value: value.into(),
         source,
     };
-    // sysctl(8): dots separate, and a slash in a name stands for a dot within a part (net.ipv4.conf.eth0/1.x).
-    let relative: String = name
-        .chars()
-        .map(|c| match c {
-            '.' => '/',
-            '/' => '.',
-            other => other,
-        })
-        .collect();
+    // sysctl(8): the first separator decides. Where dots separate, a slash in a name stands for a dot within a part
+    // (net.ipv4.conf.eth0/1.forwarding).
+    let dots = name
+        .find(['.', '/'])
+        .is_some_and(|at| name[at..].starts_with('.'));
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let relative: String = if dots {
+        name.chars().map(swap).collect()
+    } else {
+        name.to_owned()
+    };
     if relative
         .split('/')
         .any(|part| part.is_empty() || part == "..")
@@ -331,7 +337,7 @@ mod tests {
             hostname: Some("pod-a".into()),
             sysctls: vec![
                 ("net.ipv4.ip_forward".into(), "1".into()),
-                ("kernel.shm_rmid_forced".into(), "1".into()),
+                ("kernel/shm_rmid_forced".into(), "1".into()),
             ],
         };
         create(&wanted).unwrap();
@@ -379,7 +385,7 @@ mod tests {
             let owner = unsafe {
                 let number = libc::ioctl(file.as_raw_fd(), NS_GET_USERNS as _);
                 assert!(number >= 0);
-                <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number)
+                <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number)
             };
             assert_eq!(rustix::fs::fstat(&owner).unwrap().st_ino, user, "{name}");
         }

@@ -5,6 +5,7 @@
 
 pub mod message;
 pub mod nft;
+pub mod removal;
 pub mod route;
 
 use std::io;
@@ -46,6 +47,16 @@ impl Socket {
     /// As [`Socket::route`].
     pub fn netfilter() -> Result<Self> {
         Self::open(Some(netlink::NETFILTER))
+    }
+
+    /// That hears of changes of links.
+    pub(crate) fn route_events() -> Result<Self> {
+        /// Bit of `RTNLGRP_LINK` of `linux/rtnetlink.h`.
+        const LINKS: u32 = 1;
+        let events = Self::open(None)?;
+        rustix::net::bind(&events.socket, &netlink::SocketAddrNetlink::new(0, LINKS))
+            .map_err(|e| Error::call("listen for changes of interfaces", e))?;
+        Ok(events)
     }
 
     fn open(family: Option<Protocol>) -> Result<Self> {

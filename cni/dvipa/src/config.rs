@@ -214,7 +214,7 @@ impl Config {
             })),
             None => raw.dns.take(),
         };
-        let valid = raw.valid_attachments.take();
+        let valid = raw.valid_attachments.take().unwrap_or_default();
         let prev_result = raw.prev_result.take().filter(|result| !result.is_null());
         let config = Self {
             network: std::mem::take(&mut raw.name),

@@ -23,20 +23,23 @@ pub fn added(
         .and_then(Value::as_object)
         .cloned()
         .unwrap_or_default();
-    let offset = list(&mut result, "interfaces").len();
-    let interfaces = attached.interfaces.iter().map(|i| interface(version, i));
-    list(&mut result, "interfaces").extend(interfaces);
-    let ips = addresses.iter().map(|ip| {
+    let mut interfaces = take(&mut result, "interfaces");
+    let offset = interfaces.len();
+    interfaces.extend(attached.interfaces.iter().map(|i| interface(version, i)));
+    let mut ips = take(&mut result, "ips");
+    ips.extend(addresses.iter().map(|ip| {
         let index = attached.addresses_on.map(|index| index + offset);
         address(version, *ip, gateway(attached, *ip), index)
-    });
-    list(&mut result, "ips").extend(ips);
-    let routes = addresses.iter().filter_map(|ip| {
+    }));
+    let mut routes = take(&mut result, "routes");
+    routes.extend(addresses.iter().filter_map(|ip| {
         let gateway = gateway(attached, *ip)?;
         let to = if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
         Some(json!({"dst": to, "gw": gateway}))
-    });
-    list(&mut result, "routes").extend(routes);
+    }));
+    for (key, list) in [("interfaces", interfaces), ("ips", ips), ("routes", routes)] {
+        result.insert(key.to_owned(), Value::Array(list));
+    }
     if let Some(dns) = dns {
         result.insert("dns".to_owned(), dns.clone());
     }
@@ -45,14 +48,11 @@ pub fn added(
     Value::Object(result)
 }
 
-fn list<'a>(result: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value> {
-    let value = result.entry(key).or_insert(Value::Null);
-    if !value.is_array() {
-        *value = Value::Array(Vec::new());
-    }
-    match value {
-        Value::Array(list) => list,
-        _ => unreachable!("it was made one above"),
+/// The list of this name, taken out.
+fn take(result: &mut Map<String, Value>, key: &str) -> Vec<Value> {
+    match result.remove(key) {
+        Some(Value::Array(list)) => list,
+        _ => Vec::new(),
     }
 }
 

@@ -112,7 +112,8 @@ impl Pod {
             args.split(';')
                 .filter_map(|pair| pair.split_once('='))
                 .find(|(key, _)| *key == wanted)
-                .map(|(_, value)| value.to_owned())
+                // It is put into lines of a log.
+                .map(|(_, value)| value.replace(char::is_control, ""))
         };
         Ok(Self {
             container,
@@ -169,8 +170,8 @@ pub struct Input {
     pub config: Config,
     /// The result of the plugins before, or at DEL and CHECK of the whole chain.
     pub prev_result: Option<Value>,
-    /// For GC: all attachments that there are.
-    pub valid: Option<Vec<Valid>>,
+    /// For GC: all attachments that there are. libcni leaves an empty list out.
+    pub valid: Vec<Valid>,
 }
 
 impl Input {

@@ -323,15 +323,10 @@ pub fn status(input: &Input, log: &Log) -> Result<()> {
 /// Everything that could not be freed; the rest was.
 pub fn gc(input: &Input, log: &Log) -> Result<()> {
     let config = &input.config;
-    let Some(valid) = &input.valid else {
-        return Err(Error::Config {
-            key: "cni.dev/valid-attachments",
-            reason: "is missing, and without it every pod would be detached".to_owned(),
-        });
-    };
     let mut backend = backend::open(config)?;
     let store = store(config)?;
-    let mut keep: BTreeSet<Key> = valid
+    let mut keep: BTreeSet<Key> = input
+        .valid
         .iter()
         .map(|one| Key::new(&config.network, &one.container, &one.ifname))
         .collect();

@@ -80,6 +80,7 @@ fn every_key_is_read() {
         cgroup_manager = "systemd"
         cgroup_parent = "pods.slice"
         pids_limit = 4096
+        cdi_spec_dirs = ["/c"]
         [runtime.handlers.wasm]
         path = "/x/wasm"
         type = "shim"
@@ -158,6 +159,7 @@ fn every_key_is_read() {
     assert_eq!(config.runtime.cgroup_manager, CgroupManager::Systemd);
     assert_eq!(config.runtime.cgroup_parent, "pods.slice");
     assert_eq!(config.runtime.pids_limit, NonZeroU32::new(4096));
+    assert_eq!(config.runtime.cdi_spec_dirs, [Path::new("/c")]);
     assert_eq!(
         config.network.plugin_dirs,
         [Path::new("/p"), Path::new("/q")]
@@ -265,6 +267,7 @@ const WRONG: &[(&str, &str, &str)] = &[
         "slice",
     ),
     ("runtime", "pids_limit = -1", "from 0"),
+    ("runtime", "cdi_spec_dirs = [\"c\"]", "absolute"),
     ("runtime", "handlers = 3", "table"),
     ("runtime", "handlers.runc = 3", "table"),
     ("runtime", "handlers.Runc.path = \"/x\"", "a-z"),
@@ -496,7 +499,7 @@ proptest! {
         config.image.pinned = pinned;
         config.stream.port = port;
         let path = Path::new("/bin/x").to_owned();
-        config.runtime.handlers.insert(handler.clone(), Handler { path, kind: HandlerType::Oci, root: None });
+        config.runtime.handlers.insert(handler.clone(), Handler { path, kind: HandlerType::Oci, root: None, output: None });
         config.runtime.default_handler = handler;
         prop_assert_eq!(parse(&config.to_toml()).map_err(|e| e.to_string()), Ok(config));
     }

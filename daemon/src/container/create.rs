@@ -251,6 +251,7 @@ fn write_spec(
         &text("etc/group")?,
     )?;
     check_user_namespace(pod, config, &user)?;
+    host::check_apparmor(config, node.facts.apparmor)?;
     check_unified(node, "config.linux.resources.unified", &config.resources)?;
     let files = PodFiles::new(pod.bundle.clone());
     let of_pod = pod.config.namespaces.user.as_ref();
@@ -289,7 +290,8 @@ fn write_spec(
             container: &record.id,
         },
     };
-    let spec = spec::build(&input)?;
+    let mut spec = spec::build(&input)?;
+    super::cdi::apply(&node.cdi_spec_dirs, config, &mut spec)?;
     save_spec(&bundle, &spec)?;
     if config.stdin {
         let stdin = bundle.join("stdin");

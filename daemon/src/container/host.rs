@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 
-use super::config::{ContainerConfig, Device, Mount, MountAccess, MountSource, SeccompProfile};
+use super::config::{
+    AppArmorProfile, ContainerConfig, Device, Mount, MountAccess, MountSource, SeccompProfile,
+};
 use super::prepared::Workshop;
 use super::spec::{
     DeviceKind, DeviceNode, HostParts, LocalProfile, Peers, PreparedMount, peers_of,
@@ -35,12 +37,6 @@ pub(super) struct Wanted<'a> {
 /// A source cannot be had; the error names the field of the request and the path.
 pub(super) fn gather(wanted: &Wanted<'_>) -> Result<HostParts> {
     let (pod, config) = (wanted.pod, wanted.config);
-    if let Some(device) = config.cdi_devices.first() {
-        return Err(Error::Unsupported {
-            what: "config.CDI_devices",
-            reason: format!("CDI devices come with a later version (got {device:?})"),
-        });
-    }
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(|e| Error::node("read /proc/self/mountinfo", e))?;
     let mounts = config
@@ -217,6 +213,37 @@ fn add_below(dir: &Device, found: &mut Vec<DeviceNode>) -> io::Result<()> {
     Ok(())
 }
 
+/// Profiles that the kernel knows, one to a line: `name (mode)`.
+const APPARMOR_PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
+
+/// Whether an AppArmor profile that is asked for by name is loaded. Where AppArmor is off, the specification says so.
+pub(super) fn check_apparmor(config: &ContainerConfig, enabled: bool) -> Result<()> {
+    let AppArmorProfile::Localhost(name) = &config.security.apparmor else {
+        return Ok(());
+    };
+    if !enabled || config.security.privileged {
+        return Ok(());
+    }
+    let loaded = std::fs::read_to_string(APPARMOR_PROFILES)
+        .map_err(|e| Error::node(format!("read {APPARMOR_PROFILES}"), e))?;
+    if is_loaded(&loaded, name) {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        field: "config.linux.security_context.apparmor.localhost_ref",
+        value: name.clone(),
+        reason: "no such profile is loaded on this node".into(),
+    })
+}
+
+fn is_loaded(profiles: &str, name: &str) -> bool {
+    let mut names = profiles
+        .lines()
+        .filter_map(|line| line.rsplit_once(" ("))
+        .map(|(name, _mode)| name);
+    names.any(|loaded| loaded == name)
+}
+
 fn seccomp(config: &ContainerConfig) -> Result<Option<LocalProfile>> {
     let SeccompProfile::Localhost(path) = &config.security.seccomp else {
         return Ok(None);
@@ -278,6 +305,17 @@ mod tests {
         assert!(!found.iter().any(|node| node.path.starts_with("/dev/x/pts")));
         add_devices(&device("/etc/hostname"), &mut Vec::new()).unwrap();
         assert!(add_devices(&device("/dev/no-such"), &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn loaded_profiles_by_name() {
+        let profiles = "docker-default (enforce)\n/usr/bin/a b (complain)\nsnap.x//hat (enforce)\n";
+        for name in ["docker-default", "/usr/bin/a b", "snap.x//hat"] {
+            assert!(is_loaded(profiles, name), "{name}");
+        }
+        for name in ["docker", "docker-default (enforce)", "", "a b"] {
+            assert!(!is_loaded(profiles, name), "{name}");
+        }
     }
 
     #[test]

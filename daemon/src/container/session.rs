@@ -316,8 +316,13 @@ fn cannot_start(error: &ShimError) -> SessionError {
         let message = message.to_ascii_lowercase();
         words.iter().any(|word| message.contains(word))
     };
-    if error.is_not_found() || error.is_precondition() || says(&["container that has stopped"]) {
+    // The last one is runc's when the container ends while it looks at it.
+    let stopped = ["that has stopped", "stopped container", "lstat /proc/"];
+    if error.is_not_found() || error.is_precondition() || says(&stopped) {
         SessionError::NotRunning { message }
+    } else if !says(&["exec: ", "exec /", "executable"]) {
+        // Not about the program.
+        SessionError::Internal { message }
     } else if says(&["not found", "no such file or directory"]) {
         SessionError::CannotStart { code: 127, message }
     } else if says(&["permission denied", "exec format error", "is a directory"]) {
@@ -403,7 +408,13 @@ mod tests {
             ("exec: \"/etc/passwd\": permission denied", 126),
             ("exec /x: exec format error", 126),
             ("something else", 0),
+            ("open /dev/ptmx: no such file or directory", 0),
             ("cannot exec in a container that has stopped", -1),
+            ("cannot exec in a stopped container", -1),
+            (
+                "namespace path: lstat /proc/18053/ns/ipc: no such file or directory",
+                -1,
+            ),
         ] {
             assert_eq!(
                 start(Code::UNKNOWN, &format!("{runc}{message}")),

@@ -2,17 +2,41 @@
 //! something.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use tonic::{Code, Response, Status};
 use tracing::{Instrument as _, Span};
 
+use super::Services;
 use super::status::to_status;
 use crate::error::{Chain, Error, Result};
 use crate::messages;
+use crate::metrics::Operations;
+
+/// A call that is being served.
+pub(super) struct Call {
+    rpc: &'static str,
+    begun: Instant,
+    span: Span,
+    operations: Arc<Operations>,
+}
+
+impl Services {
+    /// Begins a call, with the ids that it names.
+    pub(super) fn call(&self, rpc: &'static str, pod: &str, container: &str) -> Call {
+        Call {
+            rpc,
+            begun: Instant::now(),
+            span: span(rpc, pod, container),
+            operations: self.pods.node().operations.clone(),
+        }
+    }
+}
 
 /// The span of a call: its name, a number that no other call of this process has, and the ids it names.
-pub(super) fn span(rpc: &'static str, pod: &str, container: &str) -> Span {
+fn span(rpc: &'static str, pod: &str, container: &str) -> Span {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let request = NEXT.fetch_add(1, Ordering::Relaxed);
     let span = tracing::info_span!(
@@ -33,34 +57,38 @@ pub(super) fn span(rpc: &'static str, pod: &str, container: &str) -> Span {
 
 /// A call that only looks.
 pub(super) async fn look<T>(
-    span: Span,
+    call: Call,
     work: impl Future<Output = Result<T>>,
 ) -> Result<Response<T>, Status> {
-    finish(work.instrument(span.clone()).await, &span)
+    let result = work.instrument(call.span.clone()).await;
+    finish(result, &call)
 }
 
 /// A call that changes something: it goes on when its client is gone.
 pub(super) async fn change<T: Send + 'static>(
-    span: Span,
+    call: Call,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<Response<T>, Status> {
-    let task = tokio::spawn(work.instrument(span.clone()));
+    let task = tokio::spawn(work.instrument(call.span.clone()));
     let result = task
         .await
         .unwrap_or_else(|error| Err(Error::node("serve the request", error)));
-    finish(result, &span)
+    finish(result, &call)
 }
 
-fn finish<T>(result: Result<T>, span: &Span) -> Result<Response<T>, Status> {
-    let _entered = span.enter();
+fn finish<T>(result: Result<T>, call: &Call) -> Result<Response<T>, Status> {
+    let _entered = call.span.enter();
+    let note = |code| call.operations.note(call.rpc, call.begun.elapsed(), code);
     match result {
         Ok(answer) => {
+            note(None);
             tracing::debug!("done");
             Ok(Response::new(answer))
         }
         Err(error) => {
             let status = to_status(&error);
             tell_operator(&error, status.code());
+            note(Some(status.code()));
             match status.code() {
                 Code::Internal | Code::Unknown => tracing::warn!(error = %Chain(&error), "failed"),
                 code => tracing::info!(error = %Chain(&error), ?code, "refused"),

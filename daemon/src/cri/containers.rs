@@ -10,6 +10,7 @@ use zcri_proto::v1 as api;
 use super::convert;
 use super::deprecated;
 use super::filter::{id_matches, labels_match};
+use super::info;
 use super::pods::required;
 use crate::container::config::{ContainerConfig, signal};
 use crate::container::spec::{NodeFacts, effective_resources};
@@ -180,7 +181,7 @@ pub(super) async fn status(
     required("container_id", &request.container_id)?;
     let (pod, view) = pods.container(&request.container_id)?;
     let info = if request.verbose {
-        verbose(&view, &pod.view().handler).await
+        info::container(pods.node(), view.clone(), pod.view().handler.clone()).await
     } else {
         HashMap::new()
     };
@@ -277,21 +278,4 @@ pub(super) fn container_status(view: &ContainerView, facts: &NodeFacts) -> api::
         user: Some(convert::user_to_proto(*uid, *gid, groups)),
         stop_signal: convert::stop_signal_to_proto(&view.stop_signal).into(),
     }
-}
-
-/// What `crictl inspect` shows beside the status.
-async fn verbose(view: &ContainerView, handler: &str) -> HashMap<String, String> {
-    let spec = tokio::fs::read(view.bundle.join("config.json"))
-        .await
-        .unwrap_or_default();
-    let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
-    let info = serde_json::json!({
-        "sandboxID": view.pod_id.to_string(),
-        "pid": view.state.pid().unwrap_or(0),
-        "runtimeHandler": handler,
-        "bundle": view.bundle,
-        "cgroup": view.cgroup,
-        "runtimeSpec": spec,
-    });
-    HashMap::from([("info".to_owned(), info.to_string())])
 }

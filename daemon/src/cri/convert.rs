@@ -78,8 +78,43 @@ fn text(field: &str, value: &str) -> Result<String, ConvertError> {
     Ok(value.to_owned())
 }
 
+/// The kernel's limits of a path and of a part of it (PATH_MAX with the byte that ends it, NAME_MAX; limits.h).
+const PATH_BYTES: usize = 4095;
+const NAME_BYTES: usize = 255;
+/// The kernel's limit of an argument and of a variable (MAX_ARG_STRLEN, binfmts.h).
+const ARGUMENT_BYTES: usize = 131_071;
+/// Limit of names of pods and containers, uids and namespaces. Kubernetes' own is 253.
+const METADATA_BYTES: usize = 1024;
+
+fn short(field: &str, value: &str, limit: usize) -> Result<(), ConvertError> {
+    if value.len() > limit {
+        let reason = format!("is longer than {limit} bytes");
+        return Err(ConvertError::invalid(field, value, reason));
+    }
+    Ok(())
+}
+
+/// A name of a pod or container, or a part of it.
+fn metadata(field: &str, value: &str) -> Result<String, ConvertError> {
+    short(field, value, METADATA_BYTES)?;
+    required(field, value)
+}
+
+/// A path of a length that the kernel takes.
+fn short_path(field: &str, value: &str) -> Result<(), ConvertError> {
+    short(field, value, PATH_BYTES)?;
+    match value.split('/').find(|part| part.len() > NAME_BYTES) {
+        Some(_) => {
+            let reason = format!("has a part that is longer than {NAME_BYTES} bytes");
+            Err(ConvertError::invalid(field, value, reason))
+        }
+        None => Ok(()),
+    }
+}
+
 /// An absolute path.
 fn absolute(field: &str, value: &str) -> Result<std::path::PathBuf, ConvertError> {
+    short_path(field, value)?;
     let path = std::path::PathBuf::from(required(field, value)?);
     if path.is_absolute() {
         Ok(path)
@@ -101,6 +136,7 @@ fn absolute_without_parent(field: &str, value: &str) -> Result<std::path::PathBu
 
 /// A relative path that stays below where it starts.
 fn relative_below(field: &str, value: &str) -> Result<std::path::PathBuf, ConvertError> {
+    short_path(field, value)?;
     let path = std::path::PathBuf::from(text(field, value)?);
     if path.is_absolute() {
         return Err(ConvertError::invalid(

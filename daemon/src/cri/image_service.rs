@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 use zcri_proto::v1::image_service_server::ImageService;
 use zcri_proto::v1::{self as api};
 
-use super::call::{change, look, span};
+use super::call::{change, look};
 use super::streams::Streamed;
 use super::{Services, images, streams};
 
@@ -19,7 +19,7 @@ impl ImageService for Services {
         request: Request<api::ListImagesRequest>,
     ) -> Answer<api::ListImagesResponse> {
         look(
-            span("ListImages", "", ""),
+            self.call("ListImages", "", ""),
             images::list(&self.pods, request.into_inner()),
         )
         .await
@@ -30,7 +30,7 @@ impl ImageService for Services {
         request: Request<api::StreamImagesRequest>,
     ) -> Answer<Self::StreamImagesStream> {
         look(
-            span("StreamImages", "", ""),
+            self.call("StreamImages", "", ""),
             streams::images(&self.pods, request.into_inner()),
         )
         .await
@@ -41,7 +41,7 @@ impl ImageService for Services {
         request: Request<api::ImageStatusRequest>,
     ) -> Answer<api::ImageStatusResponse> {
         look(
-            span("ImageStatus", "", ""),
+            self.call("ImageStatus", "", ""),
             images::status(&self.pods, request.into_inner()),
         )
         .await
@@ -54,7 +54,7 @@ impl ImageService for Services {
         request: Request<api::PullImageRequest>,
     ) -> Answer<api::PullImageResponse> {
         look(
-            span("PullImage", "", ""),
+            self.call("PullImage", "", ""),
             images::pull(&self.pods, request.into_inner()),
         )
         .await
@@ -66,7 +66,7 @@ impl ImageService for Services {
     ) -> Answer<api::RemoveImageResponse> {
         let pods = self.pods.clone();
         let message = request.into_inner();
-        change(span("RemoveImage", "", ""), async move {
+        change(self.call("RemoveImage", "", ""), async move {
             images::remove(&pods, message).await
         })
         .await
@@ -77,7 +77,7 @@ impl ImageService for Services {
         request: Request<api::ImageFsInfoRequest>,
     ) -> Answer<api::ImageFsInfoResponse> {
         look(
-            span("ImageFsInfo", "", ""),
+            self.call("ImageFsInfo", "", ""),
             images::fs_info(&self.pods, request.into_inner()),
         )
         .await

@@ -10,7 +10,7 @@ use super::convert;
 use super::deprecated;
 use super::events::container_statuses;
 use super::filter::{id_matches, labels_match};
-use crate::container::config::Resources;
+use super::info;
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
 use crate::pod::{PodState, PodView, Pods};
@@ -62,13 +62,13 @@ pub(super) async fn status(
 ) -> Result<api::PodSandboxStatusResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     // The clock before the picture: what happens in between is told by an event that is newer than this answer.
     let timestamp = now_ns();
     let view = pod.view();
     let info = if request.verbose {
-        verbose(&view)
+        info::pod(pods.node(), view.clone()).await
     } else {
         HashMap::new()
     };
@@ -93,7 +93,7 @@ pub(super) async fn update_resources(
     let overhead = parse("overhead", request.overhead)?;
     let resources = parse("resources", request.resources)?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     pod.update(overhead, resources).await?;
     Ok(api::UpdatePodSandboxResourcesResponse {})
@@ -187,37 +187,4 @@ pub(super) fn pod_status(view: &PodView) -> api::PodSandboxStatus {
         annotations: view.config.annotations.clone().into_iter().collect(),
         runtime_handler: view.handler.clone(),
     }
-}
-
-/// What `crictl inspectp` shows beside the status.
-fn verbose(view: &PodView) -> HashMap<String, String> {
-    let info = serde_json::json!({
-        "bundle": view.bundle,
-        "runtimeHandler": view.handler,
-        "pid": view.init_pid.unwrap_or(0),
-        "cgroupParent": view.config.cgroup_parent,
-        "overhead": resources_info(view.config.overhead.as_ref()),
-        "resources": resources_info(view.config.resources.as_ref()),
-        "containers": view.containers.keys().map(ToString::to_string).collect::<Vec<_>>(),
-    });
-    HashMap::from([("info".to_owned(), info.to_string())])
-}
-
-/// Resources with the names of api.proto; null when the pod has none.
-fn resources_info(given: Option<&Resources>) -> serde_json::Value {
-    let Some(given) = given.map(convert::resources_to_proto) else {
-        return serde_json::Value::Null;
-    };
-    let pages = given.hugepage_limits.iter();
-    serde_json::json!({
-        "cpu_period": given.cpu_period,
-        "cpu_quota": given.cpu_quota,
-        "cpu_shares": given.cpu_shares,
-        "cpuset_cpus": given.cpuset_cpus,
-        "cpuset_mems": given.cpuset_mems,
-        "memory_limit_in_bytes": given.memory_limit_in_bytes,
-        "memory_swap_limit_in_bytes": given.memory_swap_limit_in_bytes,
-        "hugepage_limits": pages.map(|p| (&p.page_size, p.limit)).collect::<HashMap<_, _>>(),
-        "unified": given.unified,
-    })
 }

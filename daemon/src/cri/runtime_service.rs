@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 use zcri_proto::v1::runtime_service_server::RuntimeService;
 use zcri_proto::v1::{self as api};
 
-use super::call::{change, look, span};
+use super::call::{change, look};
 use super::streams::{self, Streamed};
 use super::{Services, containers, events, metrics, node_status, pods, stats, streaming};
 
@@ -20,9 +20,9 @@ fn unimplemented<T>(rpc: &str, why: &str) -> Answer<T> {
 macro_rules! changing {
     ($self:ident, $request:ident, $rpc:literal, $pod:expr, $container:expr, $function:path) => {{
         let message = $request.into_inner();
-        let span = span($rpc, $pod(&message), $container(&message));
+        let call = $self.call($rpc, $pod(&message), $container(&message));
         let pods = $self.pods.clone();
-        change(span, async move { $function(&pods, message).await }).await
+        change(call, async move { $function(&pods, message).await }).await
     }};
 }
 
@@ -33,8 +33,8 @@ macro_rules! looking {
     };
     ($self:ident, $request:ident, $rpc:literal, $pod:expr, $container:expr, $function:path) => {{
         let message = $request.into_inner();
-        let span = span($rpc, $pod(&message), $container(&message));
-        look(span, async { $function(&$self.pods, message).await }).await
+        let call = $self.call($rpc, $pod(&message), $container(&message));
+        look(call, async { $function(&$self.pods, message).await }).await
     }};
 }
 
@@ -260,16 +260,16 @@ impl RuntimeService for Services {
 
     async fn exec(&self, request: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
         let message = request.into_inner();
-        let span = span("Exec", "", &message.container_id);
+        let call = self.call("Exec", "", &message.container_id);
         let work = async { streaming::exec(&self.pods, &self.streaming, message) };
-        look(span, work).await
+        look(call, work).await
     }
 
     async fn attach(&self, request: Request<api::AttachRequest>) -> Answer<api::AttachResponse> {
         let message = request.into_inner();
-        let span = span("Attach", "", &message.container_id);
+        let call = self.call("Attach", "", &message.container_id);
         let work = async { streaming::attach(&self.pods, &self.streaming, message) };
-        look(span, work).await
+        look(call, work).await
     }
 
     async fn port_forward(
@@ -277,9 +277,9 @@ impl RuntimeService for Services {
         request: Request<api::PortForwardRequest>,
     ) -> Answer<api::PortForwardResponse> {
         let message = request.into_inner();
-        let span = span("PortForward", &message.pod_sandbox_id, "");
+        let call = self.call("PortForward", &message.pod_sandbox_id, "");
         let work = async { streaming::port_forward(&self.pods, &self.streaming, message) };
-        look(span, work).await
+        look(call, work).await
     }
 
     async fn container_stats(

@@ -7,7 +7,27 @@ use crate::error::{Chain, Error};
 
 /// The code and the whole chain of causes as the message.
 pub(super) fn to_status(error: &Error) -> Status {
-    Status::new(code(error), Chain(error).to_string())
+    Status::new(code(error), shortened(Chain(error).to_string()))
+}
+
+/// A message travels in a header, percent-encoded, and a client that finds its headers too long sees nothing of it.
+const MESSAGE_BYTES: usize = 4096;
+/// Of one that is too long both ends are shown: the field at its beginning, and at its end what is wrong with it.
+const END_BYTES: usize = 1024;
+
+fn shortened(message: String) -> String {
+    if message.len() <= MESSAGE_BYTES {
+        return message;
+    }
+    let start = message.floor_char_boundary(MESSAGE_BYTES - END_BYTES);
+    let end = message.ceil_char_boundary(message.len() - END_BYTES);
+    let (first, last) = (message.get(..start), message.get(end..));
+    format!(
+        "{} [{} bytes] {}",
+        first.unwrap_or_default(),
+        end - start,
+        last.unwrap_or_default()
+    )
 }
 
 fn code(error: &Error) -> Code {
@@ -58,6 +78,25 @@ fn image_code(error: &ImageError) -> Code {
         ImageError::Interrupted { .. } => Code::Aborted,
         ImageError::BadEndpoint { .. } | ImageError::Attribute { .. } | ImageError::Io { .. } => {
             Code::Internal
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_keep_both_ends() {
+        let short = "a".repeat(MESSAGE_BYTES);
+        assert_eq!(shortened(short.clone()), short);
+        for filler in ["x", "\u{20ac}"] {
+            let text = shortened(format!(
+                "config.field: {}: too long",
+                filler.repeat(100_000)
+            ));
+            assert!(text.len() < MESSAGE_BYTES + 64, "{}", text.len());
+            assert!(text.starts_with("config.field: ") && text.ends_with(": too long"));
         }
     }
 }

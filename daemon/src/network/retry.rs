@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::task::AbortHandle;
 use zcri_cni::{Cni, DelErrors};
 
+use super::ports::HostPorts;
 use crate::error::Chain;
 use crate::messages;
 
@@ -41,10 +42,20 @@ struct Pending {
 }
 
 /// Everything that is still to be deleted.
-#[derive(Default)]
-pub(super) struct Retries(Mutex<BTreeMap<String, Pending>>);
+pub(super) struct Retries {
+    pending: Mutex<BTreeMap<String, Pending>>,
+    /// Held for as long.
+    ports: Arc<HostPorts>,
+}
 
 impl Retries {
+    pub(super) fn new(ports: Arc<HostPorts>) -> Self {
+        Self {
+            pending: Mutex::default(),
+            ports,
+        }
+    }
+
     /// A deletion failed: there will be another.
     pub(super) fn failed(self: &Arc<Self>, cni: &Cni, id: &str, error: &DelErrors) {
         let mut pending = self.lock();
@@ -85,6 +96,7 @@ impl Retries {
                         pod = id,
                         "the pod's network is detached at last"
                     );
+                    self.ports.release(&id);
                     self.lock().remove(&id);
                     return;
                 }
@@ -97,7 +109,7 @@ impl Retries {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Pending>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

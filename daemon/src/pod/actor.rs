@@ -170,6 +170,7 @@ impl Actor {
                         .update_pod(overhead.map(|given| *given), resources.map(|given| *given));
                     self.settle(reply, result);
                 }
+                Request::Settled(reply) => self.settle(reply, Ok(())),
                 Request::ShimGone => {
                     self.shim_gone().await;
                     self.publish();

@@ -229,14 +229,29 @@ async fn make_bundle(files: &PodFiles, config: &Arc<PodConfig>, on_stack: bool) 
             || wanted.uts.is_some()
             || wanted.user.is_some()
         {
-            zcri_sys::namespace::create(&wanted)
-                .map_err(|e| Error::node("make the namespaces of a pod", e))?;
+            zcri_sys::namespace::create(&wanted).map_err(namespace_error)?;
         }
         files
             .mount_shm(&config)
             .map_err(|e| Error::node("mount /dev/shm of a pod", e))
     })
     .await
+}
+
+/// A sysctl that the kernel does not have, or whose value it does not take, is the request's mistake.
+fn namespace_error(error: zcri_sys::Error) -> Error {
+    match error {
+        zcri_sys::Error::Sysctl {
+            name,
+            value,
+            source,
+        } => Error::Invalid {
+            field: "config.linux.sysctls",
+            value: format!("{name}={value}"),
+            reason: source.to_string(),
+        },
+        other => Error::node("make the namespaces of a pod", other),
+    }
 }
 
 /// Starts the init of the pod's shared PID namespace and pins that namespace.

@@ -40,6 +40,7 @@ pub(super) enum Request {
         resources: Option<Box<Resources>>,
         reply: Reply<()>,
     },
+    Settled(Reply<()>),
     Ended {
         id: ContainerId,
         exit: Result<Exit, ShimError>,
@@ -155,6 +156,17 @@ impl PodHandle {
             reply,
         })
         .await
+    }
+
+    /// Waits until everything that the pod was asked for before is done, and seen in [`view`](Self::view).
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    ///
+    /// # Errors
+    /// The pod is gone.
+    pub async fn settled(&self) -> Result<()> {
+        self.ask(Request::Settled).await
     }
 
     /// Notes what the pod costs now; what is not given stays.

@@ -82,26 +82,40 @@ impl Pods {
 
     /// The pod with that id, or with the only id that begins so.
     pub fn find(&self, id: &str) -> Option<PodHandle> {
+        self.lookup(id).ok().flatten()
+    }
+
+    /// As [`find`](Self::find), for requests that must not take several pods for none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when several ids begin so.
+    pub fn lookup(&self, id: &str) -> Result<Option<PodHandle>> {
         let index = self.index();
-        let exact = index.pods.get(id).cloned();
-        exact.or_else(|| {
-            only(
-                index
-                    .pods
-                    .iter()
-                    .filter(|(whole, _)| starts(whole.as_str(), id))
-                    .map(|(_, pod)| pod),
-            )
-        })
+        if let Some(pod) = index.pods.get(id) {
+            return Ok(Some(pod.clone()));
+        }
+        let found = index
+            .pods
+            .iter()
+            .filter(|(whole, _)| starts(whole.as_str(), id));
+        only("pod_sandbox_id", id, found.map(|(_, pod)| pod.clone()))
     }
 
     /// The pod and the container with that id, or with the only id that begins so.
     pub fn find_container(&self, id: &str) -> Option<(PodHandle, Arc<ContainerView>)> {
+        self.lookup_container(id).ok().flatten()
+    }
+
+    /// As [`find_container`](Self::find_container), for requests that must not take several containers for none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when several ids begin so.
+    pub fn lookup_container(&self, id: &str) -> Result<Option<(PodHandle, Arc<ContainerView>)>> {
         let mut found = Vec::new();
         for pod in self.index().pods.values() {
             let view = pod.view();
             if let Some(container) = view.containers.get(id) {
-                return Some((pod.clone(), container.clone()));
+                return Ok(Some((pod.clone(), container.clone())));
             }
             let matching = view
                 .containers
@@ -109,15 +123,15 @@ impl Pods {
                 .filter(|container| starts(container.id.as_str(), id));
             found.extend(matching.map(|container| (pod.clone(), container.clone())));
         }
-        if found.len() == 1 { found.pop() } else { None }
+        only("container_id", id, found.into_iter())
     }
 
     /// The container with that id.
     ///
     /// # Errors
-    /// There is none.
+    /// There is none, or several ids begin so.
     pub fn container(&self, id: &str) -> Result<(PodHandle, Arc<ContainerView>)> {
-        self.find_container(id)
+        self.lookup_container(id)?
             .ok_or_else(|| Error::no_container(id))
     }
 
@@ -177,9 +191,9 @@ impl Pods {
     /// # Errors
     /// See [`PodHandle::stop`].
     pub async fn stop(&self, id: &str) -> Result<()> {
-        match self.find(id) {
+        match self.lookup(id)? {
             Some(pod) => forgive_gone(pod.stop().await),
-            None => Ok(()),
+            None => self.no_such_pod(id),
         }
     }
 
@@ -188,8 +202,8 @@ impl Pods {
     /// # Errors
     /// See [`PodHandle::remove`].
     pub async fn remove(&self, id: &str) -> Result<()> {
-        let Some(pod) = self.find(id) else {
-            return Ok(());
+        let Some(pod) = self.lookup(id)? else {
+            return self.no_such_pod(id);
         };
         forgive_gone(pod.remove().await)?;
         let view = pod.view();
@@ -211,7 +225,7 @@ impl Pods {
         config: ContainerConfig,
         wire: Vec<u8>,
     ) -> Result<ContainerId> {
-        let pod = self.find(pod).ok_or_else(|| Error::no_pod(pod))?;
+        let pod = self.lookup(pod)?.ok_or_else(|| Error::no_pod(pod))?;
         pod.create_container(config, wire).await
     }
 
@@ -235,13 +249,25 @@ impl Pods {
         grace: Duration,
         signal: StopSignal,
     ) -> Result<()> {
-        let Some((pod, container)) = self.find_container(id) else {
-            return Ok(());
-        };
-        let ContainerState::Running { .. } = container.state else {
-            return Ok(());
+        let Some((pod, container)) = self.lookup_container(id)? else {
+            return self.no_such_container(id);
         };
         let id = &container.id;
+        let running = match container.state {
+            ContainerState::Running { .. } => true,
+            // It may be about to run: a start that was asked for before is done first.
+            ContainerState::Created => {
+                forgive_gone(pod.settled().await)?;
+                pod.view()
+                    .containers
+                    .get(id)
+                    .is_some_and(|now| now.state.pid().is_some())
+            }
+            ContainerState::Exited(_) => false,
+        };
+        if !running {
+            return Ok(());
+        }
         let failed = |source| Error::Runtime {
             action: "stop",
             id: id.to_string(),
@@ -270,10 +296,25 @@ impl Pods {
     /// # Errors
     /// See [`PodHandle::remove_container`].
     pub async fn remove_container(&self, id: &str) -> Result<()> {
-        let Some((pod, container)) = self.find_container(id) else {
-            return Ok(());
+        let Some((pod, container)) = self.lookup_container(id)? else {
+            return self.no_such_container(id);
         };
         forgive_gone(pod.remove_container(container.id.clone()).await)
+    }
+
+    /// Nothing is to be done to what is not there, unless the id is the beginning of several.
+    fn no_such_pod(&self, id: &str) -> Result<()> {
+        let index = self.index();
+        let named = index.pods.keys().filter(|pod| starts(pod.as_str(), id));
+        only_one("pod_sandbox_id", id, named.count())
+    }
+
+    /// As [`Pods::no_such_pod`].
+    fn no_such_container(&self, id: &str) -> Result<()> {
+        let views = self.views();
+        let all = views.iter().flat_map(|view| view.containers.keys());
+        let named = all.filter(|container| starts(container.as_str(), id));
+        only_one("container_id", id, named.count())
     }
 
     fn enter(&self, key: &PodKey) -> Entry {
@@ -332,14 +373,34 @@ enum Entry {
     Made(PodHandle),
 }
 
+/// Refuses an id that several begin with: to take it for none would say that they are gone.
+fn only_one(field: &'static str, id: &str, named: usize) -> Result<()> {
+    if named < 2 {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        field,
+        value: id.into(),
+        reason: format!("begins the ids of {named}"),
+    })
+}
+
 /// A truncated id names what it begins, if it is not empty.
 fn starts(whole: &str, prefix: &str) -> bool {
     !prefix.is_empty() && whole.starts_with(prefix)
 }
 
-fn only<'a, T: Clone + 'a>(mut all: impl Iterator<Item = &'a T>) -> Option<T> {
-    let first = all.next()?;
-    all.next().is_none().then(|| first.clone())
+/// The only one of those whose id begins with `id`.
+fn only<T>(field: &'static str, id: &str, mut found: impl Iterator<Item = T>) -> Result<Option<T>> {
+    let first = found.next();
+    match found.count() {
+        0 => Ok(first),
+        more => Err(Error::Invalid {
+            field,
+            value: id.to_owned(),
+            reason: format!("is the beginning of {} ids", more + 1),
+        }),
+    }
 }
 
 /// What is gone is stopped and removed.

@@ -131,6 +131,9 @@ async fn recover_pod(
             return None;
         }
     };
+    if plan == Plan::Resume && record.network_attached {
+        node.network.remember(&id, &config);
+    }
     let shim = match plan {
         Plan::Resume => Shim::find(&node.pod_bundle(id.as_str())).await,
         Plan::TakeDown | Plan::Dead => None,

@@ -86,6 +86,22 @@ impl RecordStore {
         put(&self.containers.join(&record.id), record)
     }
 
+    /// Reads a pod's record.
+    ///
+    /// # Errors
+    /// There is none, or it is broken.
+    pub fn pod(&self, id: &str) -> Result<PodRecord, RecordError> {
+        read(self.pods.join(id))
+    }
+
+    /// Reads a container's record.
+    ///
+    /// # Errors
+    /// There is none, or it is broken.
+    pub fn container(&self, id: &str) -> Result<ContainerRecord, RecordError> {
+        read(self.containers.join(id))
+    }
+
     /// Whether there is a record of that pod, readable or not.
     pub fn has_pod(&self, id: &str) -> bool {
         self.pods.join(id).exists()
@@ -159,16 +175,22 @@ fn load_dir<T: DeserializeOwned>(
     let mut records = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
-        match std::fs::read_to_string(&path).and_then(|text| parse(&text)) {
+        match read(path) {
             Ok(record) => records.push(record),
-            Err(source) => broken.push(RecordError {
-                action: "read",
-                path,
-                source,
-            }),
+            Err(error) => broken.push(error),
         }
     }
     Ok(records)
+}
+
+fn read<T: DeserializeOwned>(path: PathBuf) -> Result<T, RecordError> {
+    std::fs::read_to_string(&path)
+        .and_then(|text| parse(&text))
+        .map_err(|source| RecordError {
+            action: "read",
+            path,
+            source,
+        })
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> io::Result<T> {

@@ -51,6 +51,9 @@ impl Channel {
     }
 
     /// Tells the client that no more comes here, where the protocol can say it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(crate) async fn finish(&self) -> Result<(), Gone> {
         match self {
             Self::Stream(stream) => stream.finish().await,

@@ -16,7 +16,8 @@ pub struct ServerConfig {
     /// Sessions in which nothing moved for so long are ended; zero: never.
     pub idle_timeout: Duration,
     /// What the URLs begin with (`https://node.example:10010`), for clients that reach the server under another
-    /// address than it listens on. None: `http(s)://ADDRESS:PORT`.
+    /// address than it listens on. None: `http(s)://ADDRESS:PORT`, which is of no
+    /// use to clients if the address is the unspecified one.
     pub base_url: Option<String>,
 }
 

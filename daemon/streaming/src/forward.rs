@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::backend::{Backend, Duplex};
 use crate::channel::Channel;
-use crate::limits::{FRAME_SIZE, STREAM_CREATION_TIMEOUT};
+use crate::limits::{FRAME_SIZE, MAX_STREAMS, STREAM_CREATION_TIMEOUT};
 use crate::spdy::stream::Stream;
 use crate::status::truncate;
 use crate::websocket::connection::Channel as WebSocketChannel;
@@ -35,13 +35,18 @@ impl Target {
     /// One connection: bytes both ways until both directions have ended, or an error.
     async fn connect(&self, port: u16, data: &Channel, error: &Channel, half_close: bool) {
         let pod = &self.pod_id;
-        let connected = match self.allows(port) {
-            true => self
-                .backend
+        let connecting = async {
+            if !self.allows(port) {
+                return Err("the session was not made for this port".to_owned());
+            }
+            self.backend
                 .port_forward(pod, port)
                 .await
-                .map_err(|error| error.to_string()),
-            false => Err("the session was not made for this port".to_owned()),
+                .map_err(|error| error.to_string())
+        };
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            () = data.gone() => return,
         };
         match connected {
             Ok(connection) => copy(connection, data, half_close).await,
@@ -134,6 +139,8 @@ fn admit(
         return;
     };
     match pairs.remove(&request) {
+        // As many as there can be streams: more are those of streams that were reset just now.
+        None if connections.len() >= MAX_STREAMS => {}
         None => {
             let (other, partner) = oneshot::channel();
             pairs.insert(
@@ -177,7 +184,12 @@ async fn pair(
     port: u16,
     partner: oneshot::Receiver<Stream>,
 ) {
-    let Ok(Ok(second)) = timeout(STREAM_CREATION_TIMEOUT, partner).await else {
+    let partner = tokio::select! {
+        partner = timeout(STREAM_CREATION_TIMEOUT, partner) => partner,
+        // Streams that are opened and reset do not pile up here.
+        () = first.gone() => return,
+    };
+    let Ok(Ok(second)) = partner else {
         if !is_data {
             let error = Channel::Stream(first);
             error
@@ -193,9 +205,8 @@ async fn pair(
     } else {
         (second, first)
     };
-    target
-        .connect(port, &Channel::Stream(data), &Channel::Stream(error), true)
-        .await;
+    let (data, error) = (Channel::Stream(data), Channel::Stream(error));
+    target.connect(port, &data, &error, true).await;
 }
 
 /// A session over the channels of WebSocket: for each port a data and an error channel, both with the port as their

@@ -48,8 +48,9 @@ pub const READ_SIZE: usize = 64 * 1024;
 /// At least a frame; small, as each of a connection's streams may hold it.
 pub const STREAM_BUFFER: usize = 128 * 1024;
 
-/// A piece of input shorter than this is copied and does not keep the whole read buffer ([`READ_SIZE`]) alive.
-pub const COPY_BELOW: usize = 4 * 1024;
+/// A piece of input shorter than this is copied and does not keep the whole read buffer ([`READ_SIZE`]) alive: a
+/// stream that holds [`STREAM_BUFFER`] keeps at most four times as much.
+pub const COPY_BELOW: usize = 16 * 1024;
 
 /// Answers (pings, replies, resets) that wait for the connection. A client that asks and does not read the answers
 /// is cut off.

@@ -1,6 +1,7 @@
 //! Remote commands: exec and attach, on either transport.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,6 +13,7 @@ use crate::backend::{
 };
 use crate::channel::{Channel, Gone};
 use crate::limits::{FRAME_SIZE, STREAM_CREATION_TIMEOUT};
+use crate::session::Notice;
 use crate::spdy::stream::Stream;
 use crate::status::Outcome;
 use crate::websocket::channel as numbers;
@@ -175,17 +177,29 @@ pub(crate) async fn run(
     command: Command,
     channels: Channels,
     json: bool,
+    notice: Notice,
 ) {
     let (doing, tty) = (command.doing(), command.wants().tty);
-    let outcome = match command.start(&*backend).await {
-        Ok(session) => session_of(session, &channels, doing).await,
+    let session = tokio::select! {
+        session = command.start(&*backend) => session,
+        reason = notice.given() => Err(SessionError::Internal { message: reason.to_owned() }),
+    };
+    let outcome = match session {
+        Ok(session) => session_of(session, &channels, doing, &notice).await,
         Err(error) => failure(&error, &channels, doing, tty).await,
     };
     // A client that is gone meanwhile is found by the reading side.
     channels.report(&outcome, json).await.ok();
 }
 
-async fn session_of(session: Session, channels: &Channels, doing: &str) -> Outcome {
+/// Moves bytes until the process has ended and its outputs are read, or a notice is given. What writes
+/// to the client is never dropped in the middle of a frame, as the status has to follow.
+async fn session_of(
+    session: Session,
+    channels: &Channels,
+    doing: &str,
+    notice: &Notice,
+) -> Outcome {
     let Session {
         stdin,
         stdout,
@@ -193,27 +207,27 @@ async fn session_of(session: Session, channels: &Channels, doing: &str) -> Outco
         control,
     } = session;
     let input = async {
-        tokio::join!(
-            feed(channels.stdin.as_ref(), stdin),
-            resize::run(channels.resize.as_ref(), &*control)
-        );
+        let resizes = resize::run(channels.resize.as_ref(), &*control);
+        tokio::join!(feed(channels.stdin.as_ref(), stdin), resizes);
         std::future::pending::<Outcome>().await
     };
-    let outputs = async {
-        tokio::join!(
-            pump(stdout, channels.stdout.as_ref()),
-            pump(stderr, channels.stderr.as_ref())
-        );
+    let output = async {
+        let (out, err) = (channels.stdout.as_ref(), channels.stderr.as_ref());
+        let pumps = async { tokio::join!(pump(stdout, out, notice), pump(stderr, err, notice)) };
+        tokio::join!(exit(&*control, doing, notice), pumps).0
     };
-    let output = async { tokio::join!(exit(&*control, doing), outputs).0 };
     tokio::select! {
         outcome = output => outcome,
         outcome = input => outcome,
     }
 }
 
-async fn exit(control: &dyn SessionControl, doing: &str) -> Outcome {
-    match control.wait().await {
+async fn exit(control: &dyn SessionControl, doing: &str, notice: &Notice) -> Outcome {
+    let status = tokio::select! {
+        status = control.wait() => status,
+        reason = notice.given() => Err(SessionError::Internal { message: reason.to_owned() }),
+    };
+    match status {
         Ok(status) => Outcome::Exited(status),
         Err(error) => Outcome::failed(doing, &error),
     }
@@ -259,13 +273,17 @@ async fn feed(from: Option<&Channel>, to: Option<Input>) {
 }
 
 /// Process to client.
-async fn pump(from: Option<Output>, to: Option<&Channel>) {
+async fn pump(from: Option<Output>, to: Option<&Channel>, notice: &Notice) {
     let (Some(mut from), Some(to)) = (from, to) else {
         return;
     };
     let mut buffer = FrameBuffer::new(FRAME_SIZE);
+    let mut given = pin!(notice.given());
     loop {
         let read = tokio::select! {
+            // Output that never pauses must not keep the notice from being seen.
+            biased;
+            _ = &mut given => break,
             read = from.read(buffer.space()) => read,
             // The process learns of it by the end of its output, as from a broken pipe.
             () = to.gone() => return,

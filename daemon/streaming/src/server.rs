@@ -1,5 +1,6 @@
 //! The server: its socket, the URLs it gives out, the connections it accepts.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,6 +178,7 @@ impl Server {
 
     async fn accept(&self, connections: &mut JoinSet<()>, stopped: &watch::Receiver<bool>) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut failing = false;
         loop {
             // What cannot be served yet waits in the kernel's queue.
             let Ok(permit) = permits.clone().acquire_owned().await else {
@@ -185,9 +187,17 @@ impl Server {
             let stream = loop {
                 tokio::select! {
                     accepted = self.listener.accept() => match accepted {
-                        Ok((stream, _)) => break stream,
+                        Ok((stream, _)) => {
+                            failing = false;
+                            break stream;
+                        }
+                        // The client went away before it was accepted.
+                        Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                         Err(error) => {
-                            tracing::debug!(%error, "a streaming connection was not accepted");
+                            // Once, not ten times a second.
+                            if !std::mem::replace(&mut failing, true) {
+                                tracing::warn!(%error, "streaming connections are not accepted");
+                            }
                             tokio::time::sleep(ACCEPT_PAUSE).await;
                         }
                     },

@@ -67,7 +67,7 @@ impl Ending {
 pub(crate) async fn spdy<F>(
     peer: Peer,
     tunnel: bool,
-    application: impl FnOnce(mpsc::Receiver<Stream>) -> F,
+    application: impl FnOnce(mpsc::Receiver<Stream>, Notice) -> F,
 ) -> Ending
 where
     F: Future<Output = ()>,
@@ -87,7 +87,8 @@ where
     let shared = reader.shared();
     let ending = {
         let ends = until(&writer, &activity, peer.idle_timeout, peer.stopped.clone());
-        first(reader.run(), application(streams), ends).await
+        let (notify, notice) = Notice::new();
+        first(reader.run(), application(streams, notice), ends, notify).await
     };
     let farewell = async {
         shared.go_away(go_away_status(&ending))?;
@@ -106,7 +107,7 @@ pub(crate) async fn websocket<F>(
     peer: Peer,
     format: Format,
     count: u8,
-    application: impl FnOnce(Vec<Channel>) -> F,
+    application: impl FnOnce(Vec<Channel>, Notice) -> F,
 ) -> Ending
 where
     F: Future<Output = ()>,
@@ -125,7 +126,8 @@ where
     let channels = reader.channels(count);
     let ending = {
         let ends = until(&writer, &activity, peer.idle_timeout, peer.stopped.clone());
-        first(reader.run(), application(channels), ends).await
+        let (notify, notice) = Notice::new();
+        first(reader.run(), application(channels, notice), ends, notify).await
     };
     let farewell = async {
         // After a close frame of the client its answer waits already, and is the last frame.
@@ -138,20 +140,68 @@ where
     ending
 }
 
+/// Tells a session that it is being ended, and why, while it can still say so to its client: a Go
+/// client whose connection just breaks takes that for the success of its command.
+#[derive(Clone)]
+pub(crate) struct Notice(watch::Receiver<Option<&'static str>>);
+
+impl Notice {
+    fn new() -> (watch::Sender<Option<&'static str>>, Self) {
+        let (notify, notice) = watch::channel(None);
+        (notify, Self(notice))
+    }
+
+    /// Resolves with the reason.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn given(&self) -> &'static str {
+        // Who could tell is dropped with this session only.
+        let reason = self
+            .0
+            .clone()
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|reason| *reason);
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Runs all until the first ends; what the session held is dropped with that.
 async fn first(
     reading: impl Future<Output = Ending>,
     application: impl Future<Output = ()>,
     ends: impl Future<Output = Ending>,
+    notify: watch::Sender<Option<&'static str>>,
 ) -> Ending {
-    let (reading, application, ends) = (pin!(reading), pin!(application), pin!(ends));
-    tokio::select! {
+    let (mut reading, mut application, ends) = (pin!(reading), pin!(application), pin!(ends));
+    let ending = tokio::select! {
         // What the client sent before the end of its process is no concern of the process any more.
         biased;
-        () = application => Ending::Done,
-        ending = reading => ending,
+        () = &mut application => return Ending::Done,
+        ending = &mut reading => return ending,
         ending = ends => ending,
+    };
+    let reason = match ending {
+        Ending::Idle => "nothing moved for too long",
+        Ending::Stopped => "the server is stopping",
+        other => return other,
+    };
+    notify.send_replace(Some(reason));
+    let last_words = async {
+        tokio::select! {
+            () = application => {}
+            _ = reading => {}
+        }
+    };
+    if timeout(FAREWELL, last_words).await.is_err() {
+        tracing::debug!("a session could not tell its client in time why it ends");
     }
+    ending
 }
 
 /// What ends a session from outside; sends the answers meanwhile.

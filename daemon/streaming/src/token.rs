@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::Instant;
 
 use crate::limits::{MAX_PENDING_TOKENS, TOKEN_LIFE};
@@ -38,7 +39,10 @@ impl<T> Tokens<T> {
     /// A new token for `what`. Old ones are forgotten when there is no more room: there is no timer.
     pub(crate) fn insert(&self, what: T) -> Result<String, UrlError> {
         let mut random = [0; TOKEN_BYTES];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| UrlError::NoRandomness)?;
+        let filled = getrandom(&mut random, GetRandomFlags::empty());
+        if filled != Ok(TOKEN_BYTES) {
+            return Err(UrlError::NoRandomness);
+        }
         let token = URL_SAFE_NO_PAD.encode(random);
         let now = Instant::now();
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,7 @@ use http::header::{
     SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, StatusCode, Uri};
+use sha1::{Digest, Sha1};
 
 use crate::limits::{MAX_OFFERED_PROTOCOLS, MAX_WEBSOCKET_PORTS};
 use crate::websocket::channel::Format;
@@ -351,10 +352,10 @@ fn websocket(
 
 /// The answer to a key (RFC 6455, section 4.2.2).
 fn accept(key: &[u8]) -> Result<HeaderValue, Refusal> {
-    let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
+    let mut digest = Sha1::new();
     digest.update(key);
     digest.update(WEBSOCKET_GUID);
-    HeaderValue::try_from(STANDARD.encode(digest.finish()))
+    HeaderValue::try_from(STANDARD.encode(digest.finalize()))
         .map_err(|_| Refusal::bad("unable to upgrade: the header Sec-WebSocket-Key is malformed"))
 }
 

@@ -129,6 +129,9 @@ impl Writer {
     }
 
     /// Sends the answers that wait.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as [`flush_answers`](Self::flush_answers).
     pub(crate) async fn flush(&self) -> Result<()> {
         let mut socket = self.socket.lock().await;
         self.flush_into(&mut socket).await

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use zcri_integration::pod::{container_config, words};
 use zcri_integration::registry::{Compression, Image, Index, LayerBuilder, Registry};
 use zcri_integration::v1::{ContainerStatsRequest, PodSandboxConfig};
-use zcri_integration::{TestNode, binaries, cri_log, images, wait};
+use zcri_integration::{TestNode, binaries, cri_log, images, plugin, wait};
 
 const REPOSITORY: &str = "zcri/demo";
 /// What the index offers. Every entry has the same content, a program for this machine: only its own entry runs.
@@ -47,6 +47,7 @@ async fn demo() -> Result<()> {
         .registry(registry)
         .start()
         .await?;
+    plugin::sample(&node, "10-dvipa.conflist")?;
     done(
         "zcrid",
         start,

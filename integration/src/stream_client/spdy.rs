@@ -14,6 +14,9 @@ use zcri_streaming::spdy::header::Headers;
 
 use super::Event;
 
+/// Room for what is read at once.
+const READ_SIZE: usize = 128 << 10;
+
 /// What is sent, and the names of the streams that were opened.
 pub(super) struct Writer<S> {
     socket: WriteHalf<S>,
@@ -119,6 +122,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Reader<S> {
             if let Some(frame) = self.decoder.decode(&mut self.buffer)? {
                 return Ok(Some(frame));
             }
+            self.buffer.reserve(READ_SIZE);
             if self.socket.read_buf(&mut self.buffer).await.unwrap_or(0) == 0 {
                 return Ok(None);
             }

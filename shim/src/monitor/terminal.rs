@@ -17,8 +17,11 @@ use crate::container::{Key, Phase, Process, Terminal, TerminalOutput};
 use crate::cri_log::{Splitter, Stream};
 use crate::poll::{EventFlags, Poll, Watch};
 
-/// Bytes moved at once between a terminal and a FIFO: what is held when the other side does not take it.
+/// Bytes read at once from a terminal, which gives no more, or from a FIFO for one.
 const RELAY_SIZE: usize = 4096;
+
+/// Output of a terminal that is gathered for one write into a FIFO: what is held when the other side does not take it.
+const GATHERED: usize = 64 * 1024;
 
 impl Monitor {
     pub(super) fn drain_terminal(&mut self, key: Key) {
@@ -187,12 +190,8 @@ impl Monitor {
                 let mut broken = write_pending(fifo.as_fd(), pending).is_err();
                 let mut result = Read::Nothing;
                 if pending.is_empty() && !broken {
-                    let mut buffer = [0; RELAY_SIZE];
-                    result = read(&terminal.master, &mut buffer);
-                    if let Read::Bytes(n) = result {
-                        pending.extend_from_slice(&buffer[..n]);
-                        broken = write_pending(fifo.as_fd(), pending).is_err();
-                    }
+                    result = gather(&terminal.master, pending);
+                    broken = write_pending(fifo.as_fd(), pending).is_err();
                 }
                 if broken {
                     // Nobody reads any more; the process goes on without an audience.
@@ -282,6 +281,20 @@ impl Monitor {
             report(self.poll.set_interest(input, interest));
         }
     }
+}
+
+/// Reads what a terminal has, up to [`GATHERED`] bytes.
+fn gather(master: impl AsFd, pending: &mut Vec<u8>) -> Read {
+    let mut buffer = [0; RELAY_SIZE];
+    while pending.len() + RELAY_SIZE <= GATHERED {
+        match read(&master, &mut buffer) {
+            Read::Bytes(n) => pending.extend_from_slice(&buffer[..n]),
+            // An end is there at the next look too.
+            end_or_nothing if pending.is_empty() => return end_or_nothing,
+            Read::Nothing | Read::End => break,
+        }
+    }
+    Read::Bytes(pending.len())
 }
 
 /// Writes what the other side takes.

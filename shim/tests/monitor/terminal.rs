@@ -118,6 +118,30 @@ fn an_execs_terminal_goes_through_fifos() {
     end(pod, "c1");
 }
 
+/// A socket's address holds 107 bytes.
+#[test]
+fn a_terminal_comes_from_a_bundle_with_a_long_path() {
+    let pod = Pod::new();
+    let id = "long-".repeat(24) + "id";
+    let mut c = pod.container(&id, "stty size; exec sleep 100000");
+    c.spec["process"]["terminal"] = true.into();
+    c.request.terminal = true;
+    c.create().unwrap();
+    resize(&c, "", 101, 31).unwrap();
+    c.start().unwrap();
+    c.wait_for_text("31 101\r\n");
+    let mut e = Exec::new(&c, "e1", "stty size; exit 3");
+    e.request.stderr = String::new();
+    e.request.terminal = true;
+    e.exec().unwrap();
+    resize(&c, "e1", 90, 20).unwrap();
+    e.start().unwrap();
+    assert_eq!(e.output(), "20 90\r\n");
+    assert_eq!(e.wait(), 3);
+    e.delete().unwrap();
+    end(pod, &id);
+}
+
 #[test]
 fn input_of_a_container_lasts_until_it_is_closed() {
     let pod = Pod::new();

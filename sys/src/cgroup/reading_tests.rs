@@ -108,6 +108,7 @@ fn write(dir: &Path, files: &[(&str, &str)]) {
 fn v2(root: &Path) -> Tree {
     Tree {
         controllers: BTreeMap::new(),
+        named: Vec::new(),
         unified: Some(root.to_owned()),
     }
 }
@@ -117,6 +118,7 @@ fn v1(root: &Path) -> Tree {
     let names = ["cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"];
     Tree {
         controllers: names.map(|name| (name.to_owned(), root.to_owned())).into(),
+        named: Vec::new(),
         unified: None,
     }
 }

@@ -68,6 +68,11 @@ pub fn del_link(name: &str) -> Message {
     Message::new(libc::RTM_DELLINK, 0, &ifinfomsg(0, 0, 0)).text(libc::IFLA_IFNAME, name)
 }
 
+/// Removes the link with this index.
+pub fn del_link_by_index(index: u32) -> Message {
+    Message::new(libc::RTM_DELLINK, 0, &ifinfomsg(index, 0, 0))
+}
+
 /// Asks for the link `name`; [`Link::parse`] reads the answer.
 pub fn get_link(name: &str) -> Message {
     Message::new(libc::RTM_GETLINK, 0, &ifinfomsg(0, 0, 0)).text(libc::IFLA_IFNAME, name)

@@ -25,6 +25,7 @@ use zcri_sys::{
     netlink::{
         self, Socket,
         message::Message,
+        removal,
         route::{self, Address, Link, Mac, Route, VethEnd},
     },
     netns::NetNs,
@@ -249,11 +250,8 @@ impl Netns {
         Ok(None)
     }
 
-    fn remove_link(&mut self, link: &str) -> Result<bool> {
-        match self
-            .host
-            .send_one("remove an interface", route::del_link(link))
-        {
+    fn remove_link(&mut self, link: &str, hold: Option<&Socket>) -> Result<bool> {
+        match removal::remove_link(&mut self.host, link, hold) {
             Ok(()) => Ok(true),
             Err(e) if errno(&e) == Some(ENODEV) => Ok(false),
             Err(e) => Err(Error::system(format!("cannot remove {link}"))(e)),
@@ -283,7 +281,7 @@ impl Backend for Netns {
                 Ok(()) => self.mtu()?,
                 Err(e) => {
                     log.line(format_args!("{link} is made anew: {}", e.chain()));
-                    self.remove_link(&link)?;
+                    self.remove_link(&link, None)?;
                     self.build(attachment, &netns, &link)?
                 }
             }
@@ -315,14 +313,15 @@ impl Backend for Netns {
     }
 
     fn detach(&mut self, remains: &Remains<'_>, log: &Log) -> Result<()> {
+        let masquerade = self.masquerade.as_ref();
+        let socket = masquerade
+            .map(|masquerade| masquerade.remove(remains.addresses))
+            .transpose()?;
         let link = link_name(remains.key);
-        if self.remove_link(&link)? {
+        if self.remove_link(&link, socket.as_ref())? {
             log.line(format_args!("removed {link}"));
         }
-        match &self.masquerade {
-            Some(masquerade) => masquerade.remove(remains.addresses),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn check(&mut self, attachment: &Attachment<'_>) -> Result<()> {
@@ -383,7 +382,7 @@ impl Backend for Netns {
             })
             .map_err(Error::system("list interfaces"))?;
         for link in lost {
-            if self.remove_link(&link)? {
+            if self.remove_link(&link, None)? {
                 log.line(format_args!("removed {link}, which no lease was for"));
             }
         }

@@ -31,7 +31,7 @@ use crate::{
     config::{Config, Confine},
     error::{Error, Result},
     log::Log,
-    ranges::Ranges,
+    ranges::{Family, Ranges},
     request::Pod,
     store::{Key, OwnedCgroup},
 };
@@ -75,6 +75,47 @@ impl Stack {
                 .to_owned(),
         })?;
         Ok(Some((Group::locate(path)?, confine)))
+    }
+
+    fn rules(&self, addresses: &[IpAddr], confine: Confine) -> Rules {
+        let v4 = addresses.iter().find_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = addresses.iter().find_map(|ip| match ip {
+            IpAddr::V6(ip) => Some(*ip),
+            IpAddr::V4(_) => None,
+        });
+        Rules {
+            v4,
+            v6,
+            primary_v4: self.ranges.families().next() == Some(Family::V4),
+            loopback: confine.loopback,
+            wildcard_v6: confine.wildcard_v6,
+        }
+    }
+
+    /// The group that an attachment was confined in, and the programs that it had there.
+    fn left(&self, remains: &Remains<'_>) -> Option<(OwnedCgroup, Vec<Program>)> {
+        let confine = self.confine?;
+        let recorded = remains.owner.and_then(|owner| owner.cgroup.clone());
+        // Without a lease nobody knows what of it was there before.
+        let owned = recorded.or_else(|| {
+            let dir = Group::locate(self.cgroup_path.as_deref()?)
+                .ok()?
+                .dir()
+                .to_owned();
+            Some(OwnedCgroup {
+                found: dir.clone(),
+                dir,
+            })
+        })?;
+        let programs = if remains.addresses.is_empty() {
+            Vec::new()
+        } else {
+            load(&self.rules(remains.addresses, confine)).unwrap_or_default()
+        };
+        Some((owned, programs))
     }
 
     /// The addresses that this plugin made on the interface.
@@ -136,22 +177,6 @@ fn address(index: u32, ip: IpAddr) -> Address {
     }
 }
 
-fn rules(addresses: &[IpAddr], confine: Confine) -> Rules {
-    Rules {
-        v4: addresses.iter().find_map(|ip| match ip {
-            IpAddr::V4(ip) => Some(*ip),
-            IpAddr::V6(_) => None,
-        }),
-        v6: addresses.iter().find_map(|ip| match ip {
-            IpAddr::V6(ip) => Some(*ip),
-            IpAddr::V4(_) => None,
-        }),
-        primary_v4: addresses.first().is_some_and(IpAddr::is_ipv4),
-        loopback: confine.loopback,
-        wildcard_v6: confine.wildcard_v6,
-    }
-}
-
 /// Loads all programs; the kernel says here whether it can confine.
 fn load(rules: &Rules) -> Result<Vec<Program>> {
     let load = |(hook, name)| {
@@ -181,8 +206,7 @@ impl Backend for Stack {
     fn attach(&mut self, attachment: &Attachment<'_>, log: &Log) -> Result<Attached> {
         let index = self.index()?;
         if let Some((group, confine)) = self.group()? {
-            let programs = load(&rules(attachment.addresses, confine))?;
-            group.create()?;
+            let programs = load(&self.rules(attachment.addresses, confine))?;
             group.confine(&programs)?;
             log.line(format_args!("confined {}", group.dir().display()));
         } else {
@@ -210,8 +234,8 @@ impl Backend for Stack {
         if let Some(link) = find_link(&mut self.host, &self.interface)? {
             self.deactivate(link.index, remains.addresses, log)?;
         }
-        match remains.owner.and_then(|owner| owner.cgroup.as_ref()) {
-            Some(owned) => cgroup::leave(owned, log),
+        match self.left(remains) {
+            Some((owned, programs)) => cgroup::leave(&owned, &programs, log),
             None => Ok(()),
         }
     }
@@ -246,7 +270,7 @@ impl Backend for Stack {
             let sample: Vec<IpAddr> = families
                 .filter_map(|family| self.ranges.after(family, None).next())
                 .collect();
-            load(&rules(&sample, confine))?;
+            load(&self.rules(&sample, confine))?;
         }
         Ok(())
     }

@@ -247,7 +247,8 @@ fn check_finds_what_was_changed() {
     let mut lab = Lab::new();
     lab.set("ipMasq", json!(true));
     let pod = lab.pod("pod");
-    let changes: [(&str, fn(&Lab, &Ns)); 6] = [
+    type Change = fn(&Lab, &Ns);
+    let changes: [(&str, Change); 6] = [
         ("has not 192.0.2.", |_, pod| {
             let all = pod.addresses();
             let address = all.iter().find(|a| a.prefix == 32).unwrap();

@@ -33,7 +33,6 @@ fn what_is_wrong_has_its_code_and_name() {
             103,
             "/proc/version",
         ),
-        (lab.run("GC", "", Path::new("")), 7, "valid-attachments"),
     ];
     for (key, value, code, names) in [
         ("vipaRangs", json!([]), 7, "vipaRangs"),

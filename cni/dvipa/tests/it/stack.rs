@@ -500,6 +500,12 @@ fn a_group_that_was_there_stays_and_is_free_again() {
     // A process is left: it is still confined.
     assert_eq!(pod.tell("bind tcp 10.99.0.1:80"), FOREIGN);
     pod.program.end();
+    // A repeated DEL of the first one, now that nobody is there, does not free the second.
+    let del = host.run("DEL", "p");
+    del.ok();
+    let mut program = Program::start(&host.lab, Some(&host.dir("p")));
+    assert_eq!(program.tell("bind tcp 10.99.0.1:80"), FOREIGN);
+    program.end();
     host.lab
         .run_with("DEL", "p2", Path::new("host"), &host.config("p"))
         .ok();
@@ -507,6 +513,30 @@ fn a_group_that_was_there_stays_and_is_free_again() {
     let mut program = Program::start(&host.lab, Some(&host.dir("p")));
     assert_eq!(program.tell("bind tcp 10.99.0.1:80"), "ok 10.99.0.1:80");
     host.lab.assert_clean("after DEL");
+}
+
+#[test]
+fn an_old_sandbox_that_is_deleted_late_does_not_free_the_new_one() {
+    let host = Host::dual();
+    host.run("ADD", "p").ok();
+    let new = host
+        .lab
+        .run_with("ADD", "p2", Path::new("host"), &host.config("p"));
+    let second = ips(&new.ok())[0];
+    // No process has been started yet.
+    let said = host.run("DEL", "p");
+    assert!(
+        said.log.contains("belongs to another attachment"),
+        "{}",
+        said.log
+    );
+    said.ok();
+    let mut program = Program::start(&host.lab, Some(&host.dir("p")));
+    assert_eq!(program.tell("bind tcp 10.99.0.1:80"), FOREIGN);
+    assert_eq!(
+        program.tell("bind tcp 0.0.0.0:80"),
+        format!("ok {second}:80")
+    );
 }
 
 #[test]

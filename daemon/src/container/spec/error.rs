@@ -23,7 +23,9 @@ pub enum SpecError {
         path: String,
     },
     /// CRI: a sandbox must be privileged for privileged containers.
-    #[error("a privileged container cannot run in a pod sandbox that is not privileged")]
+    #[error(
+        "config.linux.security_context.privileged: a privileged container cannot run in a pod sandbox that is not privileged"
+    )]
     PrivilegedInUnprivilegedPod,
     /// A user that the image does not have.
     #[error("unable to find user {name}: no users found")]
@@ -38,14 +40,14 @@ pub enum SpecError {
         name: String,
     },
     /// A capability that the kernel does not know.
-    #[error("unknown capability {name:?}")]
+    #[error("config.linux.security_context.capabilities: unknown capability {name:?}")]
     UnknownCapability {
         /// As it was asked for.
         name: String,
     },
     /// A capability that the daemon does not have and so cannot give.
     #[error(
-        "capability {name} cannot be added: it is not in the bounding set of this node's daemon"
+        "config.linux.security_context.capabilities: {name} cannot be added: it is not in the bounding set of this node's daemon"
     )]
     CapabilityNotHeld {
         /// As it was asked for.
@@ -58,10 +60,12 @@ pub enum SpecError {
         kind: &'static str,
     },
     /// Seccomp was asked for on a kernel without it.
-    #[error("seccomp profile asked for, but this kernel has no seccomp filters")]
+    #[error(
+        "config.linux.security_context.seccomp: a profile is asked for, but this kernel has no seccomp filters"
+    )]
     SeccompUnavailable,
     /// A profile file that cannot be used.
-    #[error("seccomp profile {path:?}: {reason}")]
+    #[error("config.linux.security_context.seccomp: profile {path:?}: {reason}")]
     SeccompProfile {
         /// The file.
         path: PathBuf,
@@ -69,13 +73,17 @@ pub enum SpecError {
         reason: String,
     },
     /// AppArmor was asked for by name on a kernel without it.
-    #[error("AppArmor profile {name:?} asked for, but AppArmor is not enabled on this node")]
+    #[error(
+        "config.linux.security_context.apparmor: profile {name:?} is asked for, but AppArmor is not enabled on this node"
+    )]
     AppArmorUnavailable {
         /// The profile.
         name: String,
     },
     /// The source of a mount does not propagate as asked.
-    #[error("mount of {path:?} with {asked} propagation: it is on a mount that is not {needed}")]
+    #[error(
+        "config.mounts.propagation: mount of {path:?} with {asked} propagation: it is on a mount that is not {needed}"
+    )]
     Propagation {
         /// Path on the node.
         path: PathBuf,

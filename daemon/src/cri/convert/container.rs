@@ -26,7 +26,7 @@ pub fn container_config(given: &v1::ContainerConfig) -> Result<ContainerConfig, 
         .ok_or_else(|| ConvertError::missing("config.image"))?;
     required("config.image.image", &image.image)?;
     let mut config = ContainerConfig {
-        name: required("config.metadata.name", &metadata.name)?,
+        name: super::metadata("config.metadata.name", &metadata.name)?,
         attempt: metadata.attempt,
         image: mounts::image_ref(image),
         command: texts("config.command", &given.command)?,
@@ -62,7 +62,11 @@ fn texts(field: &str, given: &[String]) -> Result<Vec<String>, ConvertError> {
     given
         .iter()
         .enumerate()
-        .map(|(at, value)| text(&format!("{field}[{at}]"), value))
+        .map(|(at, value)| {
+            let field = format!("{field}[{at}]");
+            super::short(&field, value, super::ARGUMENT_BYTES)?;
+            text(&field, value)
+        })
         .collect()
 }
 
@@ -79,6 +83,13 @@ fn env(given: &[v1::KeyValue]) -> Result<Vec<(String, Vec<u8>)>, ConvertError> {
         let key = required(&field, &pair.key)?;
         if key.contains('=') {
             return Err(ConvertError::invalid(field, key, "must not contain `=`"));
+        }
+        if pair.key.len() + pair.value.len() >= super::ARGUMENT_BYTES {
+            let reason = format!(
+                "with its value is longer than {} bytes",
+                super::ARGUMENT_BYTES
+            );
+            return Err(ConvertError::invalid(field, key, reason));
         }
         if pair.value.contains(&0) {
             let field = format!("config.envs[{at}].value");

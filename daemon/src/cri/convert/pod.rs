@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use zcri_proto::v1;
 
 use super::{
-    ConvertError, absolute_without_parent, id, ids, known, namespaces, profiles, required,
-    resources, sorted, text,
+    ConvertError, absolute_without_parent, id, ids, known, namespaces, profiles, resources, sorted,
+    text,
 };
 use crate::container::config::SupplementalGroupsPolicy;
 use crate::pod::config::{
@@ -29,9 +29,9 @@ pub fn pod_config(given: &v1::PodSandboxConfig) -> Result<PodConfig, ConvertErro
         .as_ref()
         .ok_or_else(|| ConvertError::missing("config.metadata"))?;
     let mut config = PodConfig {
-        name: required("config.metadata.name", &metadata.name)?,
-        uid: required("config.metadata.uid", &metadata.uid)?,
-        namespace: required("config.metadata.namespace", &metadata.namespace)?,
+        name: super::metadata("config.metadata.name", &metadata.name)?,
+        uid: super::metadata("config.metadata.uid", &metadata.uid)?,
+        namespace: super::metadata("config.metadata.namespace", &metadata.namespace)?,
         attempt: metadata.attempt,
         hostname: hostname(&given.hostname)?,
         dns: given.dns_config.as_ref().map(dns).transpose()?,
@@ -152,6 +152,7 @@ fn port_mapping(at: &str, given: &v1::PortMapping) -> Result<PortMapping, Conver
 /// A cgroupfs path or the name of a systemd slice.
 fn cgroup_parent(given: &str) -> Result<String, ConvertError> {
     const FIELD: &str = "config.linux.cgroup_parent";
+    super::short_path(FIELD, given)?;
     let value = text(FIELD, given)?;
     super::refuse_parent(FIELD, given, std::path::Path::new(given))?;
     Ok(value)

@@ -23,7 +23,7 @@ use crate::limits::{
     HANDSHAKE_TIMEOUT, MAX_REQUEST_HEAD, MAX_REQUEST_HEADERS, MAX_WEBSOCKET_PORTS,
 };
 use crate::remote::{self, Channels, Command};
-use crate::session::{self, Ending, Peer};
+use crate::session::{self, Ending, Notice, Peer};
 use crate::transport::{Tcp, Transport};
 use crate::upgrade::{Endpoint, Protocol, Refusal, negotiate};
 
@@ -193,21 +193,22 @@ async fn run_command(shared: &Shared, peer: Peer, command: Command, protocol: Pr
     let (backend, wants) = (shared.backend.clone(), command.wants());
     match protocol {
         Protocol::ChannelCommand { format, json } => {
-            let application = async |channels| {
+            let application = async |channels, notice| {
                 let Some(channels) = Channels::numbered(channels, wants) else {
                     return;
                 };
                 if channels.greet().await.is_ok() {
-                    remote::run(backend, command, channels, json).await;
+                    remote::run(backend, command, channels, json, notice).await;
                 }
             };
             session::websocket(peer, format, Channels::COUNT, application).await
         }
         Protocol::SpdyCommand { resize, json } => {
-            let application = async |streams| match Channels::gather(streams, wants, resize).await {
-                Some(channels) => remote::run(backend, command, channels, json).await,
-                None => tracing::debug!("a client did not open the streams of its session"),
-            };
+            let application =
+                async |streams, notice| match Channels::gather(streams, wants, resize).await {
+                    Some(channels) => remote::run(backend, command, channels, json, notice).await,
+                    None => tracing::debug!("a client did not open the streams of its session"),
+                };
             session::spdy(peer, false, application).await
         }
         // Not among what is negotiated for commands.
@@ -221,18 +222,27 @@ async fn run_forward(peer: Peer, target: forward::Target, protocol: Protocol) ->
     match protocol {
         Protocol::ChannelForward { format, ports } => {
             let count = u8::try_from(2 * ports.len()).unwrap_or(u8::MAX);
-            session::websocket(peer, format, count, |channels| {
-                forward::websocket(target, ports, channels)
+            session::websocket(peer, format, count, async |channels, notice| {
+                unless(notice, forward::websocket(target, ports, channels)).await;
             })
             .await
         }
-        Protocol::SpdyForward => {
-            session::spdy(peer, false, |streams| forward::spdy(target, streams)).await
-        }
-        Protocol::TunnelForward => {
-            session::spdy(peer, true, |streams| forward::spdy(target, streams)).await
+        Protocol::SpdyForward | Protocol::TunnelForward => {
+            let tunnel = protocol == Protocol::TunnelForward;
+            session::spdy(peer, tunnel, async |streams, notice| {
+                unless(notice, forward::spdy(target, streams)).await;
+            })
+            .await
         }
         // Not among what is negotiated for port-forward.
         Protocol::SpdyCommand { .. } | Protocol::ChannelCommand { .. } => Ending::Done,
+    }
+}
+
+/// Connections to ports have no last words: a notice ends them.
+async fn unless(notice: Notice, forward: impl Future<Output = ()>) {
+    tokio::select! {
+        () = forward => {}
+        _ = notice.given() => {}
     }
 }

@@ -54,15 +54,20 @@ impl Stream {
     }
 
     /// Closes the direction to the client.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the frame goes the way of the answers, after all data of this stream, which has
+    /// left already.
     pub(crate) async fn finish(&self) -> Result<(), Gone> {
-        if self.shared.finish(self.id) {
-            let head = data_head(self.id, 0, true);
-            FrameBuffer::new(0)
-                .send(&self.shared.writer, &head, 0, 0)
-                .await
-                .map_err(|_| Gone::Connection)?;
+        if !self.shared.finish(self.id) {
+            return Ok(());
         }
-        Ok(())
+        let writer = &self.shared.writer;
+        let head = data_head(self.id, 0, true);
+        writer
+            .answer(|out| out.extend_from_slice(&head))
+            .map_err(|_| Gone::Connection)?;
+        writer.flush().await.map_err(|_| Gone::Connection)
     }
 
     /// Resolves when the client has reset the stream.

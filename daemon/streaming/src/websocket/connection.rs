@@ -190,8 +190,9 @@ impl Connection {
 pub(crate) fn close_code(ending: &Ending) -> u16 {
     match ending {
         Ending::Protocol(_) => close::PROTOCOL_ERROR,
-        Ending::Stopped | Ending::Idle => close::GOING_AWAY,
-        Ending::Done | Ending::Gone | Ending::Broken(_) => close::NORMAL,
+        // Of all others the channels have said what there is to say; Go clients take any other code
+        // for a failure of the connection.
+        _ => close::NORMAL,
     }
 }
 

@@ -25,12 +25,8 @@ const PONG: u8 = 10;
 pub mod close {
     /// All is done. Go clients take every other code for an error.
     pub const NORMAL: u16 = 1000;
-    /// The server goes away.
-    pub const GOING_AWAY: u16 = 1001;
     /// The peer broke the rules.
     pub const PROTOCOL_ERROR: u16 = 1002;
-    /// A message is larger than what is taken.
-    pub const TOO_BIG: u16 = 1009;
 }
 
 /// The kinds of data messages.

@@ -132,13 +132,7 @@ async fn abandon(node: &Node, at: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_over() {
     let node = Node::start().await;
-    // What is made once only.
-    echo_over_spdy(&node, "first").await;
-    echo_over_websocket(&node, "first").await;
-    node.settles((usize::MAX, usize::MAX)).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
     let before = usage();
-
     short_sessions(&node).await;
     node.settles(before).await;
     sessions_at_once(&node).await;

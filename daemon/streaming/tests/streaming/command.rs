@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::client::Spdy;
+use crate::client::{Spdy, WebSocket};
+use crate::websocket::V5;
 use crate::{Node, config};
 
 pub(crate) const V4: &str = "v4.channel.k8s.io";
@@ -306,14 +307,38 @@ async fn several_clients_attach_and_detach() {
     node.stop().await;
 }
 
+/// A client that is told nothing would take its command for a success.
 #[tokio::test]
-async fn a_stop_of_the_server_ends_sessions() {
+async fn a_stop_of_the_server_ends_sessions_and_says_so() {
     let node = Node::start().await;
-    let mut client = Spdy::connect(&node.exec(&["hang"], false), V4).await;
-    client.command(&ALL).await;
-    node.backend.lives(1).await;
+    let mut clients = Vec::new();
+    for command in [&["hang"][..], &["cat"], &["pour", "1000000000"]] {
+        let mut client = Spdy::connect(&node.exec(command, false), V4).await;
+        let streams = client.command(&ALL).await;
+        clients.push((client, streams));
+    }
+    let mut websocket = WebSocket::connect(&node.exec(&["hang"], false), V5).await;
+    node.backend.lives(4).await;
+    let reading = tokio::spawn(async move {
+        for (client, streams) in &mut clients {
+            client.end().await;
+            let status = status(client, streams["error"]);
+            assert_eq!(status["reason"], "InternalError", "{status}");
+            assert!(client.stream(streams["error"]).fin && client.stream(streams["stdout"]).fin);
+        }
+        websocket.end().await;
+        let status: Value = serde_json::from_slice(&websocket.channel(3)).unwrap();
+        assert!(
+            status["message"]
+                .as_str()
+                .unwrap()
+                .contains("the server is stopping"),
+            "{status}"
+        );
+        assert_eq!(websocket.close, Some(1000));
+    });
     node.stop().await;
-    client.end().await;
+    reading.await.unwrap();
 }
 
 #[tokio::test]
@@ -326,12 +351,11 @@ async fn an_idle_session_is_ended_and_pings_do_not_count() {
     .await;
     let mut client = Spdy::connect(&node.exec(&["cat"], false), V4).await;
     let streams = client.command(&ALL).await;
+    client.data(streams["stdin"], b"x", false).await;
+    client
+        .until("the echo", |client| client.text(streams["stdout"]) == "x")
+        .await;
     let begin = std::time::Instant::now();
-    for _ in 0..4 {
-        client.data(streams["stdin"], b"x", false).await;
-        tokio::time::sleep(idle_timeout / 2).await;
-    }
-    assert_eq!(node.backend.live(), 1, "ended after {:?}", begin.elapsed());
     let mut id = 1;
     loop {
         client
@@ -357,6 +381,15 @@ async fn an_idle_session_is_ended_and_pings_do_not_count() {
             "the session was never ended"
         );
     }
+    assert!(begin.elapsed() > idle_timeout / 2, "{:?}", begin.elapsed());
+    let status = status(&client, streams["error"]);
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .contains("nothing moved"),
+        "{status}"
+    );
     node.backend.lives(0).await;
     drop(client);
     node.stop().await;

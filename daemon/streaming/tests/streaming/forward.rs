@@ -185,6 +185,52 @@ async fn a_reset_ends_the_connection_to_the_port() {
     node.stop().await;
 }
 
+/// Streams that are opened and reset at once leave nothing behind, however many.
+#[tokio::test]
+async fn rapid_resets_do_not_pile_up() {
+    let node = Node::start().await;
+    let mut client = Spdy::connect(&node.forward(&[]), PROTOCOL).await;
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let before = tasks();
+    for request in 0..5000 {
+        let request = request.to_string();
+        let stream = client
+            .open(&[
+                ("streamtype", "error"),
+                ("port", "7"),
+                ("requestid", &request),
+            ])
+            .await;
+        client.send(&Frame::RstStream { stream, status: 5 }).await;
+    }
+    client.send(&Frame::Ping(1)).await;
+    client
+        .until("the answer", |client| {
+            client.other.contains(&Frame::Ping(1))
+        })
+        .await;
+    let begin = std::time::Instant::now();
+    while tasks() > before {
+        assert!(
+            begin.elapsed() < crate::DEADLINE / 2,
+            "{} tasks, not {before}",
+            tasks()
+        );
+        tokio::task::yield_now().await;
+    }
+    let (data, _) = pair(&mut client, ECHO_PORT, 0).await;
+    client.data(data, b"still served", true).await;
+    client
+        .until("the echo", |client| client.text(data) == "still served")
+        .await;
+    drop(client);
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_that_vanishes_closes_all_its_connections() {
     let node = Node::start().await;

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::{Compress, Compression, FlushCompress};
-use zcri_streaming::limits::{MAX_CONTROL_FRAME, MAX_HEADER_BLOCK, MAX_STREAMS};
+use zcri_streaming::limits::{
+    MAX_CONTROL_FRAME, MAX_HEADER_BLOCK, MAX_STREAMS, STREAM_CREATION_TIMEOUT,
+};
 use zcri_streaming::spdy::frame::{Frame, goaway, reset};
 use zcri_streaming::spdy::header::{DICTIONARY, Headers};
 
@@ -479,5 +481,79 @@ async fn a_client_that_keeps_to_the_windows_can_send_any_amount() {
     }
     client.end().await;
     assert_eq!(client.text(streams["stdout"]), TOTAL.to_string());
+    node.stop().await;
+}
+
+/// Moves the clock while nothing else goes on.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+async fn answered(client: &mut Spdy) {
+    client.send(&Frame::Ping(1)).await;
+    client
+        .until("the answer", |client| {
+            client.other.contains(&Frame::Ping(1))
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_open_its_streams_is_not_waited_for() {
+    let node = Node::start().await;
+    let mut client = Spdy::connect(&node.exec(&["hang"], false), V4).await;
+    client.command(&["error", "stdin", "stdout"]).await;
+    answered(&mut client).await;
+    pass(STREAM_CREATION_TIMEOUT).await;
+    client.end().await;
+    assert!(client.other.contains(&Frame::GoAway {
+        last_stream: 5,
+        status: goaway::OK
+    }));
+    assert!(
+        node.backend.requests.lock().unwrap().is_empty(),
+        "nothing was started"
+    );
+    drop(client);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn half_a_pair_of_a_port_forward_is_not_waited_for() {
+    let node = Node::start().await;
+    let mut client = Spdy::connect(&node.forward(&[]), "portforward.k8s.io").await;
+    let error = client
+        .open(&[("streamtype", "error"), ("port", "7"), ("requestid", "0")])
+        .await;
+    let data = client
+        .open(&[("streamtype", "data"), ("port", "7"), ("requestid", "1")])
+        .await;
+    answered(&mut client).await;
+    pass(STREAM_CREATION_TIMEOUT).await;
+    client
+        .until("the ends", |client| {
+            client.ended(error) && client.ended(data)
+        })
+        .await;
+    assert_eq!(client.text(error), "timed out waiting for the data stream");
+    drop(client);
+    node.stop().await;
+}
+
+/// A frame may be as long as its 24 bits say; nobody waits until it is there whole.
+#[tokio::test]
+async fn the_longest_frame_is_taken_as_it_comes() {
+    const LENGTH: usize = zcri_streaming::spdy::frame::MAX_PAYLOAD;
+    let node = Node::start().await;
+    let mut client = Spdy::connect(&node.exec(&["count"], false), V4).await;
+    let streams = client
+        .command(&["error", "stdin", "stdout", "stderr"])
+        .await;
+    let bytes: Vec<u8> = (0..LENGTH).map(crate::backend::pattern).collect();
+    client.data(streams["stdin"], &bytes, true).await;
+    client.end().await;
+    assert_eq!(client.text(streams["stdout"]), LENGTH.to_string());
     node.stop().await;
 }

@@ -61,7 +61,8 @@ impl Masquerade {
         }
     }
 
-    pub(super) fn remove(&self, addresses: &[IpAddr]) -> Result<()> {
+    /// Gives the socket, whose closing is to be waited for: see [`zcri_sys::netlink::removal`].
+    pub(super) fn remove(&self, addresses: &[IpAddr]) -> Result<Socket> {
         let fail = || Error::system("cannot end the masquerading of the pod");
         let mut socket = Socket::netfilter().map_err(fail())?;
         // One by one: a transaction with one that is missing would remove none.
@@ -71,7 +72,7 @@ impl Masquerade {
                 other => other.map_err(fail())?,
             }
         }
-        Ok(())
+        Ok(socket)
     }
 
     pub(super) fn check(&self, addresses: &[IpAddr]) -> Result<()> {
@@ -87,7 +88,7 @@ impl Masquerade {
     pub(super) fn sweep(&self, leased: &dyn Fn(IpAddr) -> bool) -> Result<()> {
         let mut lost = self.elements()?;
         lost.retain(|ip| !leased(*ip));
-        self.remove(&lost)
+        self.remove(&lost).map(drop)
     }
 
     fn elements(&self) -> Result<Vec<IpAddr>> {

@@ -67,7 +67,7 @@ impl Group {
     }
 
     /// Makes it, with what is missing of the way to it.
-    pub(super) fn create(&self) -> Result<()> {
+    fn create(&self) -> Result<()> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for _ in 0..TRIES {
             match fs::create_dir_all(&self.dir) {
@@ -79,9 +79,11 @@ impl Group {
         Err(unconfined("create", &self.dir, &last))
     }
 
-    /// Attaches the programs, then detaches those of an earlier ADD: it is confined all the time. The new ones are
-    /// in the order of [`HOOKS`].
+    /// Makes the group where it is missing, attaches the programs, then detaches those of an earlier ADD: it is
+    /// confined all the time. The new ones are in the order of [`HOOKS`].
     pub(super) fn confine(&self, programs: &[Program]) -> Result<()> {
+        let _lock = lock(&self.root)?;
+        self.create()?;
         let dir = self.open()?;
         let fail = |e| Error::system(format!("cannot confine {}", self.dir.display()))(e);
         for ((hook, name), program) in HOOKS.into_iter().zip(programs) {
@@ -135,9 +137,37 @@ fn unconfined(op: &str, dir: &Path, error: &io::Error) -> Error {
     }
 }
 
+/// Held while a group is confined or left: an old sandbox of a pod may be deleted after a new one was added to the same
+/// group. Ends when it is dropped.
+fn lock(root: &Path) -> Result<File> {
+    let fail = |e: io::Error| unconfined("lock", root, &e);
+    let file = File::open(root).map_err(fail)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|e| fail(e.into()))?;
+    Ok(file)
+}
+
 /// At DEL: removes the directories that ADD made, as far as nothing is in them. If processes are left, all stays as it
-/// is, and confined; if the group is somebody else's, it loses the programs.
-pub(super) fn leave(owned: &OwnedCgroup, log: &Log) -> Result<()> {
+/// is, and confined; if the group is somebody else's, it loses the programs. One that has the programs of another
+/// attachment by now is left alone.
+pub(super) fn leave(owned: &OwnedCgroup, ours: &[Program], log: &Log) -> Result<()> {
+    let _lock = lock(&unified()?)?;
+    if let Ok(dir) = File::open(&owned.dir) {
+        if !is_ours(&dir, &owned.dir, ours)? {
+            log.line(format_args!(
+                "{} belongs to another attachment: it is left",
+                owned.dir.display()
+            ));
+            return Ok(());
+        }
+        if is_populated(&owned.dir) {
+            log.line(format_args!(
+                "{} still has processes: it is left, and confined",
+                owned.dir.display()
+            ));
+            return Ok(());
+        }
+    }
     let made = owned
         .dir
         .ancestors()
@@ -149,17 +179,26 @@ pub(super) fn leave(owned: &OwnedCgroup, log: &Log) -> Result<()> {
             Err(_) => break,
         }
     }
-    if !owned.dir.is_dir() {
-        return Ok(());
-    }
-    if is_populated(&owned.dir) {
-        log.line(format_args!(
-            "{} still has processes: it is left, and confined",
-            owned.dir.display()
-        ));
-        return Ok(());
-    }
     release(&owned.dir)
+}
+
+/// Whether all programs of this plugin on a group are these. They are told by their instructions, in which the
+/// addresses are.
+fn is_ours(group: &File, dir: &Path, ours: &[Program]) -> Result<bool> {
+    let fail = |e| Error::system(format!("look at {}", dir.display()))(e);
+    for (i, (hook, name)) in HOOKS.into_iter().enumerate() {
+        let tag = match ours.get(i) {
+            Some(program) => Some(program.info().map_err(fail)?.tag),
+            None => None,
+        };
+        for program in Program::attached(group.as_fd(), hook).map_err(fail)? {
+            let info = program.info().map_err(fail)?;
+            if info.name == name && Some(info.tag) != tag {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "cgroup.events".

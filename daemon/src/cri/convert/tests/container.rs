@@ -165,6 +165,48 @@ fn what_is_missing_or_malformed() {
 }
 
 #[test]
+fn what_is_too_long_for_the_kernel() {
+    let long = "x".repeat(200_000);
+    let path = format!("/{}", "p/".repeat(2100));
+    let part = format!("/{}", "p".repeat(256));
+    assert_eq!(
+        wrong(|c| c.metadata.get_or_insert_default().name = long.clone()),
+        "config.metadata.name"
+    );
+    assert_eq!(
+        wrong(|c| c.args = vec![String::new(), long.clone()]),
+        "config.args[1]"
+    );
+    assert_eq!(
+        wrong(|c| c.command = vec![long.clone()]),
+        "config.command[0]"
+    );
+    let pair = v1::KeyValue {
+        key: "K".into(),
+        value: long.clone().into(),
+    };
+    assert_eq!(wrong(|c| c.envs = vec![pair]), "config.envs[0].key");
+    for given in [&path, &part] {
+        assert_eq!(
+            wrong(|c| c.working_dir = given.clone()),
+            "config.working_dir"
+        );
+        let relative = given.trim_start_matches('/').to_owned();
+        assert_eq!(wrong(|c| c.log_path = relative), "config.log_path");
+        assert_eq!(
+            refused_field(mount(|m| m.container_path = given.clone())),
+            "config.mounts[0].container_path"
+        );
+        assert_eq!(
+            refused_field(mount(|m| m.host_path = given.clone())),
+            "config.mounts[0].host_path"
+        );
+    }
+    let fits = format!("/{}", vec!["p".repeat(255); 15].join("/"));
+    assert!(mount(|m| m.host_path = fits).is_ok());
+}
+
+#[test]
 fn mounts_go_there_and_back() {
     let given = v1::Mount {
         container_path: "/data".into(),
