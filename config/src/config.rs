@@ -49,6 +49,8 @@ pub struct Config {
     pub log: Log,
     /// `[wlm]`
     pub wlm: Wlm,
+    /// `[console]`
+    pub console: Console,
     /// The files that were read, in the order in which they were merged.
     pub sources: Vec<PathBuf>,
 }
@@ -202,6 +204,7 @@ impl Default for Runtime {
             path: PathBuf::from("/usr/sbin/runc"),
             kind: HandlerType::Oci,
             root: None,
+            output: None,
         };
         Self {
             default_handler: "runc".to_owned(),
@@ -224,6 +227,8 @@ pub struct Handler {
     pub kind: HandlerType,
     /// State directory of the OCI runtime, absolute; none is one below [`Storage::state`].
     pub root: Option<PathBuf>,
+    /// What the output of its containers is converted from, if it is: the key `output_code_page`.
+    pub output: Option<zcri_codepage::Rule>,
 }
 
 /// How a handler's program is driven.
@@ -497,4 +502,36 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// `[console]`: operator messages.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Console {
+    /// Where they go.
+    pub output: ConsoleOutput,
+}
+
+/// Where operator messages go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ConsoleOutput {
+    /// To the system's console, where there is one.
+    #[default]
+    Auto,
+    /// Nowhere but to the log.
+    None,
+    /// To standard error.
+    StandardError,
+    /// To a file. Absolute.
+    File(PathBuf),
+}
+
+impl fmt::Display for ConsoleOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::StandardError => f.write_str("stderr"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
 }

@@ -24,9 +24,9 @@ mod wlm;
 
 pub use check::Problem;
 pub use config::{
-    Api, CgroupManager, Config, DEFAULT_PATH, Handler, HandlerType, Image, Log, LogFormat,
-    LogLevel, Metrics, Network, NetworkIsolation, Platform, PlatformKind, Runtime, Storage, Stream,
-    StreamTls, Switch, TlsVersion, default_toml,
+    Api, CgroupManager, Config, Console, ConsoleOutput, DEFAULT_PATH, Handler, HandlerType, Image,
+    Log, LogFormat, LogLevel, Metrics, Network, NetworkIsolation, Platform, PlatformKind, Runtime,
+    Storage, Stream, StreamTls, Switch, TlsVersion, default_toml,
 };
 pub use error::{ConfigError, Fault, Origin};
 pub use platform::{ImagePlatform, OciPlatform};

@@ -58,6 +58,10 @@ impl Config {
             ),
             ("log".to_owned(), log),
             ("wlm".to_owned(), wlm::render(&self.wlm)),
+            (
+                "console".to_owned(),
+                vec![("output", text(&self.console.output))],
+            ),
         ]);
         let table = |(name, rows): (String, Vec<Row>)| {
             let lines = rows.iter().map(|(key, value)| format!("{key} = {value}\n"));
@@ -102,6 +106,7 @@ fn handlers(runtime: &Runtime) -> impl Iterator<Item = (String, Vec<Row>)> {
             ("path", text(handler.path.display())),
             ("type", word(HANDLER_TYPES, handler.kind)),
             ("root", optional(handler.root.as_ref().map(|p| p.display()))),
+            ("output_code_page", optional(handler.output)),
         ];
         (format!("runtime.handlers.{name}"), rows)
     })

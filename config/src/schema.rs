@@ -4,9 +4,9 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use crate::{
     config::{
-        Api, CgroupManager, Config, Handler, HandlerType, Image, Log, LogFormat, LogLevel, Metrics,
-        Network, NetworkIsolation, Platform, PlatformKind, Runtime, Storage, Stream, StreamTls,
-        Switch, TlsVersion,
+        Api, CgroupManager, Config, Console, ConsoleOutput, Handler, HandlerType, Image, Log,
+        LogFormat, LogLevel, Metrics, Network, NetworkIsolation, Platform, PlatformKind, Runtime,
+        Storage, Stream, StreamTls, Switch, TlsVersion,
     },
     error::{ConfigError, Fault, Origin},
     platform::ImagePlatform,
@@ -66,6 +66,7 @@ pub(crate) fn parse(sources: &Sources) -> Result<Config, ConfigError> {
         metrics: metrics(root.section("metrics", &mut faults), &mut faults),
         log: log(root.section("log", &mut faults), &mut faults),
         wlm: wlm::section(root.section("wlm", &mut faults), &mut faults),
+        console: console(root.section("console", &mut faults), &mut faults),
         sources: sources.files.clone(),
     };
     root.finish(&mut faults);
@@ -267,6 +268,7 @@ fn handler(
         path: PathBuf::new(),
         kind: HandlerType::Oci,
         root: None,
+        output: None,
     });
     let given = section.set("path", &mut handler.path, absolute_path, faults);
     if given.is_none() && !has_default {
@@ -280,6 +282,15 @@ fn handler(
     }
     section.set("type", &mut handler.kind, word(HANDLER_TYPES), faults);
     section.set("root", &mut handler.root, optional(absolute_path), faults);
+    section.set(
+        "output_code_page",
+        &mut handler.output,
+        optional(|value| {
+            let rule = string(value)?.parse();
+            rule.map_err(|e: zcri_codepage::UnknownCodePage| e.to_string())
+        }),
+        faults,
+    );
     section.finish(faults);
     Some(handler)
 }
@@ -498,4 +509,22 @@ fn log(mut section: Section, faults: &mut Vec<Fault>) -> Log {
     section.set("format", &mut log.format, word(LOG_FORMATS), faults);
     section.finish(faults);
     log
+}
+
+fn console(mut section: Section, faults: &mut Vec<Fault>) -> Console {
+    let mut console = Console::default();
+    section.set("output", &mut console.output, console_output, faults);
+    section.finish(faults);
+    console
+}
+
+fn console_output(value: &Value) -> Result<ConsoleOutput, String> {
+    match string(value)?.as_str() {
+        "auto" => Ok(ConsoleOutput::Auto),
+        "none" => Ok(ConsoleOutput::None),
+        "stderr" => Ok(ConsoleOutput::StandardError),
+        _ => absolute_path(value)
+            .map(ConsoleOutput::File)
+            .map_err(|e| format!("must be \"auto\", \"none\", \"stderr\" or a path: {e}")),
+    }
 }

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, PlatformKind};
 use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
+use zcri_sys::console::system as system_console;
 use zcri_sys::namespace::user::{self, IdMaps, IdRange};
 use zcri_sys::{cgroup, mount, node as facts};
 
+use crate::console::{self, Operator, admin::Admin};
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
 use crate::cri::{Services, convert};
@@ -20,11 +22,13 @@ use crate::deprecation::Deprecations;
 use crate::events::Events;
 use crate::health::Health;
 use crate::images::Images;
+use crate::messages;
 use crate::metrics::http;
 use crate::network::{Isolation, Network};
 use crate::node::{CgroupDriver, Node};
 use crate::platform::{Platform, zos};
 use crate::pod::Pods;
+use crate::reload::{Reloader, Source};
 use crate::runtime::{Handler, Handlers, ShimLauncher};
 use crate::state::RecordStore;
 use crate::stats::Readers;
@@ -38,7 +42,12 @@ pub const BLOCKING_THREADS: usize = 64;
 ///
 /// # Errors
 /// The daemon cannot start: another one runs, or what it needs is missing.
-pub async fn serve(config: Config) -> anyhow::Result<()> {
+pub async fn serve(config: Config, source: Source) -> anyhow::Result<()> {
+    tracing::info!(
+        zcr = messages::STARTING,
+        version = env!("CARGO_PKG_VERSION"),
+        "zcrid is starting"
+    );
     let _root = DirLock::acquire(&config.storage.root)?;
     let _state = DirLock::acquire(&config.storage.state)?;
     let socket = SocketOptions {
@@ -49,13 +58,21 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let node = Arc::new(build(&config).await?);
     // Before anybody is told that this process is ready for signals.
-    let stop = told_to_stop()?;
-    let pods = Pods::recover(node).await?;
+    let signals = Signals::watch()?;
+    let pods = Pods::recover(node.clone()).await?;
+    let reloader = Reloader::new(source, node, config.clone());
+    let operator = Operator::new(pods.clone(), reloader);
     let sessions = Sessions::new(pods.clone());
     let streams = Arc::new(Server::bind(stream_config(&config.stream), sessions.clone()).await?);
     let mut endpoint = serve_metrics(&config, &pods).await?;
     let listener = server::bind(&socket)?;
-    tracing::info!(socket = %socket.path.display(), streams = %streams.local_addr(), version = env!("CARGO_PKG_VERSION"),
+    let admin =
+        Admin::start(&config.storage.state, operator.clone()).context("serve console commands")?;
+    if let Some((console, requests)) = system_console() {
+        console::listen_to_system(operator.clone(), requests, console)
+            .context("listen to the system's console")?;
+    }
+    tracing::info!(zcr = messages::SERVING, socket = %socket.path.display(), streams = %streams.local_addr(), version = env!("CARGO_PKG_VERSION"),
         "zcrid is serving");
     notify(&[sd_notify::NotifyState::Ready]);
     let node = pods.node().clone();
@@ -67,7 +84,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         async move { streams.serve(async { drop(end_of_streams.await) }).await }
     });
     let stop = async {
-        stop.await;
+        told_to_stop(signals, &operator).await;
         // A subscription has no end of its own.
         pods.node().events.close();
     };
@@ -78,8 +95,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     drop(end_streams);
     streaming.await.context("serve sessions")?;
     sessions.drain().await;
+    drop(admin);
     served?;
-    tracing::info!("zcrid has stopped; pods go on");
+    tracing::info!(zcr = messages::STOPPED, "zcrid has stopped; pods go on");
     Ok(())
 }
 
@@ -213,7 +231,8 @@ fn has_user_namespaces(root: &Path) -> bool {
     user::with_maps(&maps).is_ok_and(|namespace| mount::maps_ids(root, namespace.as_fd()))
 }
 
-fn handlers(config: &Config) -> Handlers {
+/// The OCI runtimes.
+pub(crate) fn handlers(config: &Config) -> Handlers {
     let systemd_cgroup = config.runtime.cgroup_manager == CgroupManager::Systemd;
     let all = config
         .runtime
@@ -243,7 +262,7 @@ fn handlers(config: &Config) -> Handlers {
 }
 
 /// The configured shim, or the one beside this program.
-fn shim_program(config: &Config) -> anyhow::Result<PathBuf> {
+pub(crate) fn shim_program(config: &Config) -> anyhow::Result<PathBuf> {
     if let Some(path) = &config.runtime.shim {
         return Ok(path.clone());
     }
@@ -251,22 +270,35 @@ fn shim_program(config: &Config) -> anyhow::Result<PathBuf> {
     Ok(own.with_file_name("zcri-shim"))
 }
 
-/// Done when a signal says so. SIGHUP is taken note of: it will reload what can be reloaded.
-fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
-    let mut hangup = signal(SignalKind::hangup()).context("watch for SIGHUP")?;
-    Ok(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => tracing::info!("SIGHUP: nothing is reloaded yet, restart zcrid instead"),
-            }
+/// The signals that mean something to the daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn watch() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("watch for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("watch for SIGINT")?,
+            hangup: signal(SignalKind::hangup()).context("watch for SIGHUP")?,
+        })
+    }
+}
+
+/// Done when a signal or the operator says so. SIGHUP reloads.
+async fn told_to_stop(mut signals: Signals, operator: &Operator) {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            () = operator.told_to_stop() => break,
+            _ = signals.hangup.recv() => drop(operator.refresh().await),
         }
-        tracing::info!("zcrid is stopping");
-        notify(&[sd_notify::NotifyState::Stopping]);
-    })
+    }
+    tracing::info!(zcr = messages::STOPPING, "zcrid is stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
 }
 
 /// Tells the service manager, if there is one.

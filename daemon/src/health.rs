@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::error::Chain;
+use crate::messages;
 use crate::node::Node;
 
 /// Storage that takes longer than this for a write of a few bytes does not work.
@@ -26,10 +27,20 @@ type Outcome = Option<Result<(), String>>;
 
 /// Checks of a node, one at a time.
 #[derive(Debug, Default)]
-pub struct Health(Mutex<Option<watch::Receiver<Outcome>>>);
+pub struct Health {
+    running: Mutex<Option<watch::Receiver<Outcome>>>,
+    /// The last answer, so that only a change of it is told.
+    last: Mutex<Option<String>>,
+}
 
 /// Why no container could run now, if so.
 pub(crate) async fn problem(node: &Node) -> Option<String> {
+    let problem = find_problem(node).await;
+    node.health.tell(problem.as_deref());
+    problem
+}
+
+async fn find_problem(node: &Node) -> Option<String> {
     if let Err(problem) = node.health.check(node).await {
         return Some(problem);
     }
@@ -64,12 +75,27 @@ impl Health {
         }
     }
 
+    /// Tells the operator of a change.
+    fn tell(&self, problem: Option<&str>) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_deref() == problem {
+            return;
+        }
+        match problem {
+            Some(problem) => {
+                tracing::info!(zcr = messages::RUNTIME_DOWN, %problem, "no container can run");
+            }
+            None => tracing::info!(zcr = messages::RUNTIME_UP, "containers can run again"),
+        }
+        *last = problem.map(str::to_owned);
+    }
+
     /// The check that is going on, or a new one.
     fn running<W: FnOnce() -> Result<(), String> + Send + 'static>(
         &self,
         work: impl FnOnce() -> W,
     ) -> Result<watch::Receiver<Outcome>, String> {
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(going_on) = running.as_ref()
             && going_on.borrow().is_none()
             && going_on.has_changed().is_ok()

@@ -7,20 +7,21 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use zcri_config::Config;
-use zcri_config::auth::AuthFile;
-use zcri_config::registries::Registries;
 use zcri_image::{
     Credentials, Image, ImageError, ImageStore, Limits, Platform, PullRequest, StoreConfig,
     Timeouts, Usage,
 };
 
 use crate::error::{Error, Result};
+use crate::messages;
 use hosts::ConfiguredHosts;
+
+pub use hosts::{Files, FilesError};
 
 /// Images by the names that people and the kubelet use.
 pub struct Images {
     store: ImageStore,
-    registries: Registries,
+    hosts: Arc<ConfiguredHosts>,
 }
 
 impl Images {
@@ -29,13 +30,8 @@ impl Images {
     /// # Errors
     /// A file that the configuration names is bad, or the store cannot be read.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
-        let registries = Registries::load(&config.image.registries_conf)?;
-        let auth = config
-            .image
-            .auth_file
-            .as_deref()
-            .map(AuthFile::load)
-            .transpose()?;
+        let files = Files::load(&config.image)?;
+        let hosts = Arc::new(ConfiguredHosts::new(files, config.image.hosts_dir.clone()));
         let platform = config.platform.image.resolve();
         let store = ImageStore::open(StoreConfig {
             root: config.storage.root.join("images"),
@@ -45,11 +41,7 @@ impl Images {
                 architecture: platform.architecture,
                 variant: platform.variant,
             },
-            hosts: Arc::new(ConfiguredHosts {
-                registries: registries.clone(),
-                auth,
-                certs: config.image.hosts_dir.clone(),
-            }),
+            hosts: hosts.clone(),
             timeouts: Timeouts::default(),
             limits: Limits {
                 layers_per_pull: config.image.max_parallel_layers,
@@ -62,10 +54,15 @@ impl Images {
         .await
         .context("open the image store")?;
         for broken in store.broken_at_open() {
-            tracing::error!(path = %broken.path.display(), names = ?broken.names, reason = broken.reason,
+            tracing::error!(zcr = messages::IMAGE_DAMAGED, path = %broken.path.display(), names = ?broken.names, reason = broken.reason,
                 "an image is damaged and was dropped; pulling it again repairs it");
         }
-        Ok(Self { store, registries })
+        Ok(Self { store, hosts })
+    }
+
+    /// Puts other files of the administrator in force, for pulls that begin from now on.
+    pub fn set_files(&self, files: Files) {
+        self.hosts.set_files(files);
     }
 
     /// Pulls an image. For a short name the places that it may be in are tried in order.
@@ -101,7 +98,7 @@ impl Images {
         if let Ok(Some(image)) = self.store.resolve(name) {
             return Some(image);
         }
-        let names = self.registries.expand(name).ok()?;
+        let names = self.hosts.files().registries.expand(name).ok()?;
         names
             .iter()
             .find_map(|name| self.store.resolve(name).ok().flatten())
@@ -178,7 +175,9 @@ impl Images {
     }
 
     fn expand(&self, name: &str) -> Result<Vec<String>> {
-        self.registries
+        self.hosts
+            .files()
+            .registries
             .expand(name)
             .map_err(|error| Error::Invalid {
                 field: "image.image",

@@ -1,8 +1,10 @@
 //! The library behind `zcrid`. ARCHITECTURE.md has the map.
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod cli;
 pub mod compose;
+pub mod console;
 pub mod container;
 pub mod cri;
 pub mod deprecation;
@@ -11,11 +13,13 @@ pub mod events;
 pub mod health;
 pub mod id;
 pub mod images;
+pub mod messages;
 pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod platform;
 pub mod pod;
+pub mod reload;
 pub mod runtime;
 pub mod state;
 pub mod stats;

@@ -14,7 +14,7 @@ mod template;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use zcri_cni::{Cni, CniDirs};
@@ -34,7 +34,7 @@ pub use self::retry::PendingDetach;
 pub struct Network {
     cni: Cni,
     conf_dir: PathBuf,
-    template: Option<PathBuf>,
+    template: Mutex<Option<PathBuf>>,
     netns_token: String,
     collect_garbage: bool,
     readiness: Arc<Readiness>,
@@ -66,7 +66,7 @@ impl Network {
         Self {
             cni: Cni::new(dirs, config.plugin_timeout),
             conf_dir: config.conf_dir.clone(),
-            template: config.conf_template.clone(),
+            template: Mutex::new(config.conf_template.clone()),
             netns_token: config.netns_token.clone(),
             collect_garbage,
             readiness: Arc::default(),
@@ -111,6 +111,7 @@ impl Network {
             Err(error) => {
                 // A range without free addresses shows here first.
                 self.readiness.look_again();
+                readiness::tell_if_exhausted(&Chain(&error).to_string());
                 Err(failed("attach", error))
             }
         }
@@ -174,7 +175,17 @@ impl Network {
     /// # Errors
     /// The range is malformed, or the template cannot be used.
     pub async fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
-        template::apply(self.template.as_deref(), &self.conf_dir, cidr).await
+        let template = self.template().clone();
+        template::apply(template.as_deref(), &self.conf_dir, cidr).await
+    }
+
+    /// Has another template used from the next range on.
+    pub fn set_template(&self, template: Option<PathBuf>) {
+        *self.template() = template;
+    }
+
+    fn template(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        self.template.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why no pod could get a network now, if so. Runs nothing: the answer is the last one known.

@@ -244,6 +244,8 @@ pub(crate) struct Container {
     pub(crate) init: Key,
     pub(crate) execs: BTreeMap<String, Key>,
     pub(crate) log: Option<LogFile>,
+    /// What its output is converted from, before it goes to the log and to those who are attached.
+    pub(crate) output_rule: Option<zcri_codepage::Rule>,
     pub(crate) audience: Audience,
     pub(crate) cgroup: Option<Cgroup>,
     /// Counter of OOM kills as last told by the kernel, and the descriptor by which it tells (cgroup version 2).

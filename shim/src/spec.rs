@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use zcri_codepage::{Rule, UnknownCodePage};
 
 /// `config.json`, as far as it matters here.
 #[derive(Debug, Default, Deserialize)]
@@ -42,6 +43,8 @@ struct User {
 struct Annotations {
     #[serde(default, rename = "io.kubernetes.cri.container-type")]
     container_type: Option<String>,
+    #[serde(default, rename = "zcri.io/output-code-page")]
+    output_code_page: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -79,6 +82,12 @@ impl Spec {
         Ok(serde_json::from_slice(&std::fs::read(
             bundle.join("config.json"),
         )?)?)
+    }
+
+    /// What its output is converted from, if it is converted (zcrid's annotation).
+    pub(crate) fn output_rule(&self) -> Result<Option<Rule>, UnknownCodePage> {
+        let text = self.annotations.output_code_page.as_deref();
+        text.map(str::parse).transpose()
     }
 
     /// Is this the sandbox itself, whose process is the pod's init? (containerd's annotation, `pkg/annotations`.)

@@ -5,7 +5,9 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod console;
 mod error;
+pub mod file_tag;
 pub mod filesystem;
 pub mod fork;
 pub mod mount;

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::Path};
 
 use proptest::prelude::*;
 use zcri_config::{
-    CgroupManager, Config, ConfigError, Fault, Handler, HandlerType, ImagePlatform, LogFormat,
-    LogLevel, NetworkIsolation, OciPlatform, PlatformKind, StreamTls, TlsVersion, default_toml,
+    CgroupManager, Config, ConfigError, ConsoleOutput, Fault, Handler, HandlerType, ImagePlatform,
+    LogFormat, LogLevel, NetworkIsolation, OciPlatform, PlatformKind, StreamTls, TlsVersion,
+    default_toml,
 };
 
 pub(crate) fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -84,6 +85,7 @@ fn every_key_is_read() {
         path = "/x/wasm"
         type = "shim"
         root = "/x/root"
+        output_code_page = "IBM-1047 untagged"
         [network]
         conf_dir = "/c"
         plugin_dirs = ["/p", "/q"]
@@ -115,6 +117,8 @@ fn every_key_is_read() {
         [log]
         level = "trace"
         format = "json"
+        [console]
+        output = "/var/log/console"
         "#,
     )
     .unwrap();
@@ -143,6 +147,7 @@ fn every_key_is_read() {
         path: "/x/wasm".into(),
         kind: HandlerType::Shim,
         root: Some("/x/root".into()),
+        output: Some("IBM-1047 untagged".parse().unwrap()),
     };
     assert_eq!(
         config.runtime.handlers,
@@ -198,6 +203,10 @@ fn every_key_is_read() {
         (LogLevel::Trace, LogFormat::Json)
     );
     assert_eq!(
+        config.console.output,
+        ConsoleOutput::File("/var/log/console".into())
+    );
+    assert_eq!(
         parse(&config.to_toml()).unwrap(),
         config,
         "{}",
@@ -207,6 +216,13 @@ fn every_key_is_read() {
 
 /// Section, line and a part of the reason.
 const WRONG: &[(&str, &str, &str)] = &[
+    (
+        "runtime.handlers.runc",
+        "output_code_page = \"UTF-8\"",
+        "code page",
+    ),
+    ("console", "output = \"console.log\"", "absolute"),
+    ("console", "output = true", "string"),
     ("api", "listen = \"run/x\"", "absolute"),
     ("api", "listen = \"\"", "absolute"),
     ("api", "listen = \"/a/../b\"", "\"..\""),
@@ -483,7 +499,7 @@ proptest! {
         config.image.pinned = pinned;
         config.stream.port = port;
         let path = Path::new("/bin/x").to_owned();
-        config.runtime.handlers.insert(handler.clone(), Handler { path, kind: HandlerType::Oci, root: None });
+        config.runtime.handlers.insert(handler.clone(), Handler { path, kind: HandlerType::Oci, root: None, output: None });
         config.runtime.default_handler = handler;
         prop_assert_eq!(parse(&config.to_toml()).map_err(|e| e.to_string()), Ok(config));
     }

@@ -12,6 +12,7 @@ use tracing::{Instrument as _, Span};
 use super::Services;
 use super::status::to_status;
 use crate::error::{Chain, Error, Result};
+use crate::messages;
 use crate::metrics::Operations;
 
 /// A call that is being served.
@@ -86,6 +87,7 @@ fn finish<T>(result: Result<T>, call: &Call) -> Result<Response<T>, Status> {
         }
         Err(error) => {
             let status = to_status(&error);
+            tell_operator(&error, status.code());
             note(Some(status.code()));
             match status.code() {
                 Code::Internal | Code::Unknown => tracing::warn!(error = %Chain(&error), "failed"),
@@ -93,5 +95,16 @@ fn finish<T>(result: Result<T>, call: &Call) -> Result<Response<T>, Status> {
             }
             Err(status)
         }
+    }
+}
+
+/// What a failed call means for the node, not only for its caller.
+fn tell_operator(error: &Error, code: Code) {
+    if error.is_out_of_space() {
+        tracing::info!(zcr = messages::STORAGE_FULL, error = %Chain(error), "storage is full");
+    }
+    let refused = matches!(code, Code::PermissionDenied | Code::Unauthenticated);
+    if refused && matches!(error, Error::Image { .. }) {
+        tracing::info!(zcr = messages::IMAGE_REFUSED, error = %Chain(error), "an image is refused");
     }
 }

@@ -16,6 +16,7 @@ use zcri_proto::v1::image_service_server::ImageServiceServer;
 use zcri_proto::v1::runtime_service_server::RuntimeServiceServer;
 
 use super::Services;
+use crate::messages;
 
 /// How long a stopping daemon waits for the calls in flight. A client that does not take its answer must not keep it
 /// up; what is cut short is found by the next start, as after a crash.
@@ -149,7 +150,8 @@ pub fn bind(options: &SocketOptions) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-fn group_id(name: &str) -> io::Result<Option<u32>> {
+/// Number of a group, given by name or number.
+pub(crate) fn group_id(name: &str) -> io::Result<Option<u32>> {
     if let Ok(number) = name.parse() {
         return Ok(Some(number));
     }
@@ -197,7 +199,7 @@ pub async fn serve(
     let served = tokio::select! {
         served = serving => served.map_err(ServeError::Transport),
         () = drained => {
-            tracing::info!(seconds = DRAIN.as_secs(), "calls in flight are left");
+            tracing::info!(zcr = messages::CUT_SHORT, seconds = DRAIN.as_secs(), "calls in flight are left");
             Ok(())
         }
     };

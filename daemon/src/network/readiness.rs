@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use zcri_cni::{Cni, ConfWatcher, NetworkList};
 
 use crate::error::Chain;
+use crate::messages;
 
 /// An older answer makes the next question look again. The kubelet asks every 5 s, and each look starts a process for
 /// each plugin.
@@ -192,10 +193,47 @@ fn tell(state: &NetworkState) {
         tracing::warn!(%skipped, "a CNI configuration is not valid and was passed over");
     }
     match (&state.problem, &state.name, &state.file) {
-        (Some(problem), ..) => tracing::info!(%problem, "no pod can get a network"),
-        (None, Some(name), Some(file)) => {
-            tracing::info!(network = name, file = %file.display(), plugins = state.plugins.join(","), "pods get their network from here");
+        (Some(problem), ..) => {
+            tracing::info!(zcr = messages::NETWORK_DOWN, %problem, "no pod can get a network");
+            tell_if_exhausted(problem);
+        }
+        (None, Some(network), Some(file)) => {
+            tracing::info!(zcr = messages::NETWORK_UP, %network, file = %file.display(), plugins = state.plugins.join(","), "pods get their network from here");
         }
         (None, ..) => {}
+    }
+}
+
+/// Tells the operator when what a plugin says means that its range is used up: somebody has to give it more.
+pub(super) fn tell_if_exhausted(problem: &str) {
+    if says_exhausted(problem) {
+        tracing::info!(zcr = messages::RANGE_EXHAUSTED, %problem, "no address is free");
+    }
+}
+
+/// The specification has no code for it: these are the words of dvipa, host-local, and IPAM plugins in their manner.
+fn says_exhausted(problem: &str) -> bool {
+    let problem = problem.to_ascii_lowercase();
+    let no_free = problem.contains("no ") && problem.contains(" address is free");
+    no_free
+        || ["no ip addresses available", "no free address", "exhausted"]
+            .iter()
+            .any(|words| problem.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugins_say_that_their_range_is_used_up_in_many_words() {
+        for words in [
+            "CNI plugin dvipa ADD: no IPv4 address is free in 192.0.2.0/29: 6 leased, 0 in use without a lease",
+            "failed to allocate for range 0: no IP addresses available in range set: 10.1.1.1-10.1.1.2",
+            "range exhausted (code 11)",
+        ] {
+            assert!(says_exhausted(words), "{words}");
+        }
+        assert!(!says_exhausted("no such plugin in /opt/cni/bin"));
     }
 }

@@ -14,6 +14,7 @@ use zcri_cni::{Cni, DelErrors};
 
 use super::ports::HostPorts;
 use crate::error::Chain;
+use crate::messages;
 
 /// Pause before the first retry; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -90,13 +91,17 @@ impl Retries {
             pause = MAX_PAUSE.min(pause * 2);
             match cni.delete(&id).await {
                 Ok(()) => {
-                    tracing::info!(pod = id, "the pod's network is detached at last");
+                    tracing::info!(
+                        zcr = messages::DETACHED,
+                        pod = id,
+                        "the pod's network is detached at last"
+                    );
                     self.ports.release(&id);
                     self.lock().remove(&id);
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(pod = id, next_try_s = pause.as_secs(), error = %Chain(&error), "the pod's network is still attached");
+                    tracing::warn!(zcr = messages::STILL_ATTACHED, pod = id, next_try_s = pause.as_secs(), error = %Chain(&error), "the pod's network is still attached");
                     note(&mut self.lock(), &id, &error);
                 }
             }

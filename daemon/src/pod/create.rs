@@ -15,6 +15,7 @@ use super::handle::PodHandle;
 use super::teardown;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
+use crate::messages;
 use crate::network::{Isolation, Place, isolation};
 use crate::node::{Node, blocking};
 use crate::runtime::{CreateRequest, Handler, Shim, ShimNamespaces};
@@ -89,7 +90,7 @@ pub(crate) async fn create(
             let Err(undo) = teardown::unmake(&node, &id, &mut record, None).await else {
                 return Err(error.into());
             };
-            tracing::error!(pod = %id, error = %Chain(&undo), "what was made of a failed pod is not all undone");
+            tracing::error!(zcr = messages::HALF_UNDONE, pod = %id, error = %Chain(&undo), "what was made of a failed pod is not all undone");
             record.phase = PodPhase::Stopped;
             let parts = PodParts {
                 id,

@@ -12,6 +12,7 @@ use super::teardown;
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Chain, Error, Result};
 use crate::id::{ContainerId, PodId};
+use crate::messages;
 use crate::node::Node;
 use crate::runtime::{Shim, ShimError, exit_file};
 use crate::state::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
@@ -54,7 +55,7 @@ impl Pods {
             .load()
             .map_err(|e| Error::node("read the records", e))?;
         for broken in &loaded.broken {
-            tracing::error!(error = %Chain(broken), "a record is broken and was left alone");
+            tracing::error!(zcr = messages::RECORD_BROKEN, error = %Chain(broken), "a record is broken and was left alone");
         }
         let mut whole = loaded.broken.is_empty();
         let mut containers: BTreeMap<String, Vec<ContainerRecord>> = BTreeMap::new();
@@ -88,7 +89,7 @@ impl Pods {
             node.images.collect_garbage().await;
             sweep_network(&node, &handles).await?;
         }
-        tracing::info!(pods = handles.len(), "recovered");
+        tracing::info!(zcr = messages::RECOVERED, pods = handles.len(), "recovered");
         Ok(Self::new(node, handles))
     }
 }
@@ -138,7 +139,7 @@ async fn recover_pod(
         Plan::TakeDown | Plan::Dead => None,
     };
     if plan == Plan::Resume && shim.is_none() {
-        tracing::error!(pod = %id, "the shim of this pod is gone");
+        tracing::error!(zcr = messages::SHIM_GONE, pod = %id, "the shim of this pod is gone");
     }
     let mut owned = BTreeMap::new();
     for container in containers {

@@ -48,6 +48,9 @@ impl Monitor {
             ))
         })?;
         let kind = kind_of(&spec, &request)?;
+        let output_rule = spec
+            .output_rule()
+            .map_err(|e| RpcError::invalid(format!("zcri.io/output-code-page: {e}")))?;
         if let Kind::Oci(runtime) = &kind {
             runtime.record(&bundle).map_err(|e| {
                 RpcError::internal(format!("write to the bundle {}: {e}", bundle.display()))
@@ -77,6 +80,7 @@ impl Monitor {
             init,
             execs: std::collections::BTreeMap::new(),
             log,
+            output_rule,
             audience: Audience::default(),
             cgroup: None,
             oom_kills: 0,

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
+use zcri_codepage::{CodePage, Rule};
+use zcri_sys::file_tag::ccsid;
+
 use super::{Monitor, Scratch, Source, now};
 use crate::container::{Container, Key, Phase};
 use crate::cri_log::{Batch, Head, LogFile, Splitter, Stream};
@@ -49,6 +52,15 @@ pub(super) fn read(fd: impl AsFd, buffer: &mut [u8]) -> Read {
     }
 }
 
+/// Reads half of what the buffer holds, since a character may take twice its room in UTF-8.
+fn read_converted(fd: impl AsFd, buffer: &mut [u8], page: CodePage) -> Read {
+    let (room, _) = buffer.split_at_mut(buffer.len() / 2);
+    match read(fd, room) {
+        Read::Bytes(n) => Read::Bytes(page.convert_in_place(buffer, n)),
+        other => other,
+    }
+}
+
 impl Scratch {
     /// Moves what one read brings into the log.
     fn log_once(
@@ -57,9 +69,13 @@ impl Scratch {
         stream: Stream,
         splitter: &mut Splitter,
         log: Option<&mut LogFile>,
+        rule: Option<Rule>,
     ) -> Read {
         let input = self.input.bytes();
-        let result = read(fd, input);
+        let result = match rule.and_then(|rule| rule.page_of(|| ccsid(&fd))) {
+            None => read(fd, input),
+            Some(page) => read_converted(fd, input, page),
+        };
         let Some(log) = log else { return result };
         let mut batch = Batch::new(self.output.bytes(), log);
         match result {
@@ -101,7 +117,8 @@ pub(super) fn move_output(
     fd: impl AsFd,
     splitter: &mut Splitter,
 ) -> Read {
-    let result = scratch.log_once(fd, stream, splitter, container.log.as_mut());
+    let log = container.log.as_mut();
+    let result = scratch.log_once(fd, stream, splitter, log, container.output_rule);
     match result {
         Read::Bytes(n) => {
             let bytes = scratch.input.bytes().get(..n).unwrap_or_default();

@@ -7,6 +7,7 @@ use crate::container::config::ContainerConfig;
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Chain, Error, Result};
 use crate::id::ContainerId;
+use crate::messages;
 use crate::node::Node;
 use crate::pod::handle::Request;
 use crate::pod::pods::KILL_PATIENCE;
@@ -129,7 +130,7 @@ impl Actor {
         if self.parts.shim.take().is_none() {
             return;
         }
-        tracing::error!(pod = %self.parts.id, "the shim of this pod is gone");
+        tracing::error!(zcr = messages::SHIM_GONE, pod = %self.parts.id, "the shim of this pod is gone");
         let ids: Vec<ContainerId> = self.parts.containers.keys().cloned().collect();
         for id in ids {
             let source = std::io::ErrorKind::ConnectionReset.into();
