@@ -2,7 +2,7 @@
 //!
 //! The configuration is read anew for each pod, so that an administrator's change holds at once; the attachment is
 //! deleted with the very configuration that made it, which zcri-cni keeps. A deletion that failed is tried again until
-//! it succeeds ([`retry`]), whether or not anybody asks again.
+//! it succeeds (`retry`), whether or not anybody asks again.
 
 mod bandwidth;
 pub(crate) mod isolation;

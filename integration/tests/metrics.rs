@@ -244,6 +244,11 @@ fn line(answer: &str, name: &str) -> Result<f64> {
         .parse()?)
 }
 
+/// The same of one that counts things.
+fn count(answer: &str, name: &str) -> Result<String> {
+    line(answer, name).map(|value| value.to_string())
+}
+
 #[tokio::test]
 async fn prometheus_hears_of_calls_pods_and_images() -> Test {
     let node = TestNode::builder()
@@ -263,18 +268,15 @@ async fn prometheus_hears_of_calls_pods_and_images() -> Test {
     let answer = http(address, "GET /metrics")?;
     ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     ensure!(answer.contains("text/plain; version=0.0.4"), "{answer}");
-    let count = "zcri_operations_latency_seconds_count{operation=\"RunPodSandbox\"}";
-    assert_eq!(line(&answer, count)? as u64, 1);
+    let calls = "zcri_operations_latency_seconds_count{operation=\"RunPodSandbox\"}";
+    assert_eq!(count(&answer, calls)?, "1");
     let sum = "zcri_operations_latency_seconds_sum{operation=\"RunPodSandbox\"}";
     ensure!(line(&answer, sum)? > 0.0);
     let errors = "zcri_operations_errors_total{operation=\"ContainerStatus\",code=\"NotFound\"}";
-    assert_eq!(line(&answer, errors)? as u64, 1);
-    assert_eq!(line(&answer, "zcri_pods{state=\"ready\"}")? as u64, 1);
-    assert_eq!(
-        line(&answer, "zcri_containers{state=\"running\"}")? as u64,
-        1
-    );
-    assert_eq!(line(&answer, "zcri_images")? as u64, 1);
+    assert_eq!(count(&answer, errors)?, "1");
+    assert_eq!(count(&answer, "zcri_pods{state=\"ready\"}")?, "1");
+    assert_eq!(count(&answer, "zcri_containers{state=\"running\"}")?, "1");
+    assert_eq!(count(&answer, "zcri_images")?, "1");
     ensure!(line(&answer, "zcri_image_store_bytes")? > 100_000.0);
     ensure!(line(&answer, "process_resident_memory_bytes")? > 1e6);
     ensure!(http(address, "GET /")?.starts_with("HTTP/1.1 404"));

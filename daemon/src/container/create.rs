@@ -55,33 +55,7 @@ pub(crate) async fn prepare(
         .features(node.handlers.get(&pod.handler)?)
         .await;
     let id = ContainerId::random();
-    let record = ContainerRecord {
-        id: id.to_string(),
-        pod_id: pod.id.to_string(),
-        boot_id: node.boot_id.clone(),
-        config: wire,
-        image_id: image.id.to_string(),
-        image_ref: image
-            .repo_digests
-            .first()
-            .cloned()
-            .unwrap_or_else(|| image.id.to_string()),
-        layers: image
-            .layers
-            .iter()
-            .map(|layer| layer.diff_id.to_string())
-            .chain(volumes.layers())
-            .collect(),
-        stop_signal: config
-            .stop_signal
-            .clone()
-            .unwrap_or_else(|| image.config.stop_signal.clone()),
-        cgroup: cgroup_path(node, pod, &id),
-        user: (0, 0, Vec::new()),
-        created_at_ns: crate::time::now_ns(),
-        phase: ContainerPhase::Creating,
-        resources: Vec::new(),
-    };
+    let record = first_record(node, pod, &id, &config, &image, &volumes, wire);
     let made = async {
         let (node, pod, config) = (node.clone(), pod.clone(), config.clone());
         let (record, id) = (record.clone(), id.clone());
@@ -126,6 +100,45 @@ pub(crate) async fn prepare(
         tracing::error!(container = %id, error = %Chain(&undo), "a failed container is only partly undone");
     }
     finished
+}
+
+/// What is known of a container before anything of it is made.
+fn first_record(
+    node: &Node,
+    pod: &PodView,
+    id: &ContainerId,
+    config: &ContainerConfig,
+    image: &Image,
+    volumes: &ImageVolumes,
+    wire: Vec<u8>,
+) -> ContainerRecord {
+    ContainerRecord {
+        id: id.to_string(),
+        pod_id: pod.id.to_string(),
+        boot_id: node.boot_id.clone(),
+        config: wire,
+        image_id: image.id.to_string(),
+        image_ref: image
+            .repo_digests
+            .first()
+            .cloned()
+            .unwrap_or_else(|| image.id.to_string()),
+        layers: image
+            .layers
+            .iter()
+            .map(|layer| layer.diff_id.to_string())
+            .chain(volumes.layers())
+            .collect(),
+        stop_signal: config
+            .stop_signal
+            .clone()
+            .unwrap_or_else(|| image.config.stop_signal.clone()),
+        cgroup: cgroup_path(node, pod, id),
+        user: (0, 0, Vec::new()),
+        created_at_ns: crate::time::now_ns(),
+        phase: ContainerPhase::Creating,
+        resources: Vec::new(),
+    }
 }
 
 /// Removes all that a container has outside its pod's task: mount, directories, lease, record.

@@ -162,7 +162,7 @@ pub(crate) fn group_id(name: &str) -> io::Result<Option<u32>> {
     }))
 }
 
-/// Serves both services until `shutdown` is done, then lets the calls in flight finish, for [`DRAIN`] at most, and
+/// Serves both services until `shutdown` is done, then lets the calls in flight finish, for `DRAIN` at most, and
 /// removes the socket.
 ///
 /// # Errors
