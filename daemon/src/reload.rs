@@ -152,6 +152,7 @@ mod tests {
         after.runtime.handlers.insert("crun".into(), runc);
         let want = [
             "api.socket_mode",
+            "runtime.handlers.crun.output_code_page",
             "runtime.handlers.crun.path",
             "runtime.handlers.crun.root",
             "runtime.handlers.crun.type",

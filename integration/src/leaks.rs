@@ -92,18 +92,12 @@ pub fn power_off(slot: &Slot) {
         drop(std::fs::remove_dir(dir));
     }
     sysplex::remove(&slot.name());
-    let bridge = slot.name();
-    if Path::new("/sys/class/net").join(&bridge).exists() {
-        drop(Command::new("ip").args(["link", "del", &bridge]).output());
-    }
     // Addresses of the pods of a node that was killed.
     for (family, range) in [("-4", slot.subnet()), ("-6", slot.subnet_v6())] {
         let flush = [family, "addr", "flush", "dev", "lo", "to", &range];
         drop(Command::new("ip").args(flush).output());
     }
-    for dir in [slot.dir(), slot.state()] {
-        drop(std::fs::remove_dir_all(dir));
-    }
+    drop(std::fs::remove_dir_all(slot.state()));
 }
 
 /// Addresses and routes of the slot's ranges, and where they are.

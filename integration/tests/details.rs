@@ -151,7 +151,7 @@ async fn a_truncated_id_is_taken_when_it_names_one() -> Test {
         .status(&digit)
         .await
         .map_err(|status| status.code());
-    assert_eq!(refused.map(drop), Err(Code::NotFound));
+    assert_eq!(refused.map(drop), Err(Code::InvalidArgument));
     // Neither of them may be said to be stopped or gone.
     let request = StopContainerRequest {
         container_id: digit.clone(),

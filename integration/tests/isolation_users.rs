@@ -281,6 +281,7 @@ async fn what_cannot_be_is_refused_by_field() -> Test {
     // This runtime has no `features` command, and so says nothing of user namespaces.
     let node = TestNode::builder()
         .config("[runtime.handlers.silent]\npath = \"/bin/false\"")
+        .allow_log("a runtime handler cannot be used")
         .start()
         .await?;
     let options = "config.linux.security_context.namespace_options";
@@ -357,6 +358,7 @@ async fn what_cannot_be_is_refused_by_field() -> Test {
 async fn status_reports_what_the_runtime_says() -> Test {
     let node = TestNode::builder()
         .config("[runtime.handlers.silent]\npath = \"/bin/false\"")
+        .allow_log("a runtime handler cannot be used")
         .start()
         .await?;
     let status = node.cri().node_status().await?;

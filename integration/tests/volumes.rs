@@ -90,6 +90,7 @@ async fn a_recursively_read_only_mount_is_so_to_the_bottom() -> Test {
 async fn recursively_read_only_is_refused_where_it_cannot_be() -> Test {
     let node = TestNode::builder()
         .config("[runtime.handlers.silent]\npath = \"/bin/false\"")
+        .allow_log("a runtime handler cannot be used")
         .start()
         .await?;
     let dir = node.scratch("volume")?;

@@ -294,7 +294,7 @@ mod tests {
             .map(|word| word.to_str().unwrap())
             .collect();
         let want = "--root /r --systemd-cgroup --log /b/l --log-format json run --detach --bundle /b \
-                    --pid-file /b/init.pid --console-socket /b/s c1";
+                    --pid-file /b/init.pid --console-socket s c1";
         assert_eq!(words.join(" "), want);
         assert!(
             command

@@ -213,16 +213,6 @@ pub async fn serve(
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_directory_has_one_daemon() {
-        let dir = tempfile::tempdir().unwrap();
-        let held = DirLock::acquire(dir.path()).unwrap();
-        let error = DirLock::acquire(dir.path()).unwrap_err();
-        assert!(matches!(error, ServeError::Running { .. }), "{error}");
-        drop(held);
-        DirLock::acquire(dir.path()).unwrap();
-    }
-
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().unwrap();

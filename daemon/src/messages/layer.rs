@@ -15,7 +15,8 @@ use super::{Message, find};
 /// The field that makes a log line an operator message.
 const FIELD: &str = "zcr";
 
-/// The same line is not written again within this time: one cause, such as a full disk, fails many calls.
+/// The same complaint is not written again within this time: one cause, such as a full disk, fails many calls. What is
+/// only information tells of something that was done, each time.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Writes what is an operator message to the console, whatever the level of the log is.
@@ -35,6 +36,9 @@ impl ConsoleLayer {
 
     /// Whether a line is to be written: not if it was just now.
     fn is_new(&self, message: &Message, line: &str) -> bool {
+        if message.id.ends_with('I') {
+            return true;
+        }
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         match written.get(message.id) {
             Some((last, at)) if last == line && at.elapsed() < QUIET => false,

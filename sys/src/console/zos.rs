@@ -51,7 +51,7 @@ pub trait ConsoleCall: Send + Sync {
     /// is not null.
     ///
     /// # Safety
-    /// Each pointer is null or valid for the call; `modify` has room for [`MODIFY_ROOM`] bytes.
+    /// Each pointer is null or valid for the call; `modify` has room for `MODIFY_ROOM` bytes.
     ///
     /// # Errors
     /// The system's errno.
