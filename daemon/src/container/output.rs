@@ -102,7 +102,7 @@ impl Chunk {
     }
 
     /// How much of a text is kept of which `limit` bytes may be. What was converted is cut between two characters.
-    pub(super) fn cut<'t>(rule: Option<Rule>, text: &'t [u8], limit: usize) -> &'t [u8] {
+    pub(super) fn cut(rule: Option<Rule>, text: &[u8], limit: usize) -> &[u8] {
         let kept = text.get(..limit).unwrap_or(text);
         match kept {
             // The first of two bytes: the page has no longer characters.
