@@ -265,7 +265,7 @@ fn the_environment_has_the_paths_of_the_configuration() {
     let dirs: Vec<_> = path.split(':').collect();
     let runc = config.runtime.handlers["runc"].path.parent().unwrap();
     assert!(dirs.iter().any(|dir| runc == std::path::Path::new(dir)));
-    assert!(dirs.iter().any(|dir| *dir == "/usr/lpp/zcri/bin"));
+    assert!(dirs.contains(&"/usr/lpp/zcri/bin"));
     assert_eq!(variable("HOME"), config.storage.root.display().to_string());
     // Pods outlive the task: nothing of theirs may be in its address space.
     assert_eq!(variable("_BPX_SHAREAS"), "NO");
