@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use zcri_integration::lpar::{Service, Sysplex, vipas};
 use zcri_integration::zos_runc::Deny;
-use zcri_integration::{Test, TestNode, leaks, plugin};
+use zcri_integration::{Test, TestNode, leaks, plugin, wait};
 
 /// The variable of STDENV that names the stack.
 const AFFINITY: &str = "_BPXK_SETIBMOPT_TRANSPORT";
@@ -108,6 +109,31 @@ async fn a_fit_lpar_gets_an_address_on_its_stack_and_gives_it_back() -> Test {
     node.finish().await
 }
 
+#[tokio::test]
+async fn the_address_of_a_killed_check_is_given_back_by_the_next() -> Test {
+    let (_plex, node) = lpar(Service::default(), json!({})).await?;
+    let reached = node.files().dir.join("reached");
+    let hang = format!("touch {}; exec sleep 1000", reached.display());
+    let script = format!("[ $CNI_COMMAND != ADD ] || {{ {hang}; }}; echo $result");
+    plugin::install(&node, "sleeper", &script)?;
+    let own = json!({
+        "backend": "stack", "interface": "lo", "stack": "TCPIP", "vipaRanges": ["10.91.1.248/29"],
+    });
+    plugin::dvipa(&node, own, &[json!({ "type": "sleeper" })])?;
+    let mut command = node.zcrid()?;
+    command
+        .arg("check")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    wait::until_true("the second plugin", wait::PATIENCE, || reached.exists()).await?;
+    child.kill()?;
+    tokio::task::spawn_blocking(move || child.wait()).await??;
+    assert_eq!(vipas(node.slot()).len(), 1, "the test is none without it");
+    plugin::install(&node, "sleeper", "echo $result")?;
+    fits(node).await
+}
+
 /// docs/zos.md says of each step of the set-up which check finds it missing, or why none does.
 #[tokio::test]
 async fn every_step_of_the_set_up_has_its_check_or_its_sentence() -> Test {
@@ -129,6 +155,8 @@ async fn every_step_of_the_set_up_has_its_check_or_its_sentence() -> Test {
         // Paths and handlers have names of the node's own.
         let what = what.rsplit_once(" (").map_or(what, |(_, kind)| kind);
         let word = |text: &Value| text.as_str().unwrap_or_default().to_owned();
+        // Or all of an area.
+        known.insert(word(&finding["area"]));
         known.insert(format!(
             "{}: {}",
             word(&finding["area"]),
@@ -151,11 +179,42 @@ async fn every_step_of_the_set_up_has_its_check_or_its_sentence() -> Test {
     node.finish().await
 }
 
+/// Podman, or who else shares the range, has the only address that is left to pods.
 #[tokio::test]
-async fn a_range_without_an_address_left() -> Test {
-    let all = json!({ "exclude": ["10.91.1.249-10.91.1.254"] });
-    let (_plex, node) = lpar(Service::default(), all).await?;
-    fails(node, "network", "STATUS", "address", "has to be mended").await
+async fn a_range_that_others_have_used_up() -> Test {
+    let all_but_one = json!({ "exclude": ["10.91.1.250-10.91.1.254"] });
+    let (_plex, node) = lpar(Service::default(), all_but_one).await?;
+    let ip = |what: &str| -> Test {
+        let command = format!(
+            "-n {} addr {what} 10.91.1.249/32 dev lo",
+            node.slot().name()
+        );
+        let output = Command::new("ip").args(command.split(' ')).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(())
+    };
+    ip("add")?;
+    let output = node.zcrid()?.args(["check", "--json"]).output()?;
+    assert_eq!(vipas(node.slot()), ["10.91.1.249/32"], "it is another's");
+    ip("del")?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(
+        (&report["fit"], &report["failed"]),
+        (&json!(false), &json!(1))
+    );
+    let finding = findings(&report)?.iter().find(|f| f["outcome"] == "fail");
+    let text = finding
+        .and_then(|f| f["found"].as_str())
+        .unwrap_or_default();
+    ensure!(text.contains("10.91.1.249"), "{text}");
+    // And without the other the same node is fit.
+    fits(node).await
+}
+
+async fn fits(node: TestNode) -> Test {
+    let (code, report) = check(&node)?;
+    assert_eq!(code, Some(0), "{report:#}");
+    node.finish().await
 }
 
 #[tokio::test]
@@ -181,7 +240,7 @@ async fn missing_authority_names_the_profile() -> Test {
 async fn no_policy() -> Test {
     let (_plex, node) = lpar(Service::default(), json!({})).await?;
     std::fs::remove_file(node.files().dir.join("etc/policy.json"))?;
-    let advice = "containers-policy.json(5)";
+    let advice = "{\"default\":[{\"type\":\"reject\"}]";
     fails(node, "images", "policy.json", "no image is let in", advice).await
 }
 
