@@ -7,10 +7,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::ContainerView;
-use super::session::{FifoName, MOST_BYTES, next_id, read_now};
+use super::session::{FifoName, MOST_BYTES, container_is_gone, next_id, read_now};
 use super::spec;
 use crate::error::{Error, Result, Source};
-use crate::runtime::{ExecRequest, Shim};
+use crate::runtime::{ExecRequest, Shim, ShimError};
 
 /// What of each stream is kept; the rest is read and dropped, and the command goes on (api.proto,
 /// ExecSyncResponse).
@@ -60,12 +60,10 @@ pub async fn exec_sync(
     let mut stderr = Output::open(container.bundle.join(format!("{exec_id}.err")))?;
 
     let id = container.id.as_str();
-    let failed = |action: &'static str| {
-        move |error: crate::runtime::ShimError| Error::Runtime {
-            action,
-            id: id.into(),
-            source: Box::new(error),
-        }
+    let failed = |error: ShimError| Error::Runtime {
+        action: "exec",
+        id: id.into(),
+        source: Box::new(error),
     };
     let request = ExecRequest {
         id,
@@ -76,22 +74,19 @@ pub async fn exec_sync(
         stdout: Some(stdout.path()),
         stderr: Some(stderr.path()),
     };
-    shim.exec(request).await.map_err(failed("exec"))?;
+    shim.exec(request).await.map_err(failed)?;
     // A limit past the end of time is none.
     let deadline = timeout.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
-    let result = match shim.start(id, &exec_id).await.map_err(failed("exec")) {
-        Err(error) => Err(error),
+    let result = match shim.start(id, &exec_id).await {
+        Err(error) if container_is_gone(&error) => Err(Error::State {
+            what: "container",
+            id: id.into(),
+            state: "exited",
+            action: "run a command",
+        }),
+        Err(error) => Err(failed(error)),
         Ok(_pid) => {
-            let run = async {
-                let mut ended = std::pin::pin!(shim.wait(id, &exec_id));
-                loop {
-                    tokio::select! {
-                        exit = &mut ended => break exit.map_err(failed("wait for a command")),
-                        read = stdout.read() => read?,
-                        read = stderr.read() => read?,
-                    }
-                }
-            };
+            let run = until_end(shim, id, &exec_id, &mut stdout, &mut stderr);
             match deadline {
                 None => run.await,
                 // The start above is not cut short: what it may have started could not be ended.
@@ -113,7 +108,7 @@ pub async fn exec_sync(
     if let Err(error) = shim.delete(id, &exec_id).await {
         tracing::debug!(%error, exec_id, "the shim still holds a command");
     }
-    let (exit_code, _) = result?;
+    let exit_code = result?;
     stdout.drain()?;
     stderr.drain()?;
     Ok(ExecOutput {
@@ -121,6 +116,31 @@ pub async fn exec_sync(
         stderr: stderr.take(),
         exit_code,
     })
+}
+
+/// Reads what a command says until it ends; gives its exit code.
+async fn until_end(
+    shim: &Shim,
+    id: &str,
+    exec_id: &str,
+    stdout: &mut Output,
+    stderr: &mut Output,
+) -> Result<i32> {
+    let mut ended = std::pin::pin!(shim.wait(id, exec_id));
+    loop {
+        tokio::select! {
+            exit = &mut ended => {
+                let (exit_code, _) = exit.map_err(|error| Error::Runtime {
+                    action: "wait for a command",
+                    id: id.into(),
+                    source: Box::new(error),
+                })?;
+                return Ok(exit_code);
+            }
+            read = stdout.read() => read?,
+            read = stderr.read() => read?,
+        }
+    }
 }
 
 /// Kills a command with all that descends from it, and waits for its end.

@@ -308,6 +308,16 @@ pub(crate) fn refused(error: &Error) -> SessionError {
     }
 }
 
+/// Whether a command did not start because its container had ended by then.
+pub(super) fn container_is_gone(error: &ShimError) -> bool {
+    // The last one is runc's when the container ends while it looks at it.
+    let stopped = ["that has stopped", "stopped container", "lstat /proc/"];
+    let message = Chain(error).to_string();
+    error.is_not_found()
+        || error.is_precondition()
+        || stopped.iter().any(|words| message.contains(words))
+}
+
 /// Why a command did not start, in the runtime's words. The codes are a shell's (POSIX, 2.8.2): 127 for what is not
 /// found, 126 for what cannot be executed.
 fn cannot_start(error: &ShimError) -> SessionError {
@@ -316,9 +326,7 @@ fn cannot_start(error: &ShimError) -> SessionError {
         let message = message.to_ascii_lowercase();
         words.iter().any(|word| message.contains(word))
     };
-    // The last one is runc's when the container ends while it looks at it.
-    let stopped = ["that has stopped", "stopped container", "lstat /proc/"];
-    if error.is_not_found() || error.is_precondition() || says(&stopped) {
+    if container_is_gone(error) {
         SessionError::NotRunning { message }
     } else if !says(&["exec: ", "exec /", "executable"]) {
         // Not about the program.

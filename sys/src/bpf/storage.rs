@@ -92,9 +92,9 @@ impl SocketStorage {
 fn types() -> Vec<u8> {
     const STRINGS: &[u8] = b"\0int\0";
     const TYPES: [u32; 4] = [
-        1,                  // name: its place in the strings
-        1 << 24,            // BTF_KIND_INT
-        WORD,               // size in bytes
+        1,                      // name: its place in the strings
+        1 << 24,                // BTF_KIND_INT
+        WORD,                   // size in bytes
         (1 << 24) | (WORD * 8), // signed; size in bits
     ];
     let types: Vec<u8> = TYPES.iter().flat_map(|word| word.to_ne_bytes()).collect();
