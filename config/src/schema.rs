@@ -282,15 +282,21 @@ fn handler(
     }
     section.set("type", &mut handler.kind, word(HANDLER_TYPES), faults);
     section.set("root", &mut handler.root, optional(absolute_path), faults);
-    section.set(
+    let page = section.set(
         "output_code_page",
         &mut handler.output,
-        optional(|value| {
-            let rule = string(value)?.parse();
-            rule.map_err(|e: zcri_codepage::UnknownCodePage| e.to_string())
-        }),
+        |value| zcri_codepage::setting(&string(value)?).map_err(|e| e.to_string()),
         faults,
     );
+    if let (Some(origin), HandlerType::Shim, Some(rule)) = (page, handler.kind, handler.output) {
+        faults.push(Fault {
+            key: section.key("output_code_page"),
+            value: Some(rule.to_string()),
+            origin: Some(origin),
+            reason: "a containerd shim writes the log itself: only type \"oci\" is converted"
+                .to_owned(),
+        });
+    }
     section.finish(faults);
     Some(handler)
 }

@@ -6,4 +6,5 @@ mod auth;
 mod documentation;
 mod files;
 mod registries;
+mod started_task;
 mod values;

@@ -76,12 +76,30 @@ pub(super) fn command(
         .create(true)
         .append(true)
         .open(&files.log)?;
+    let mut command = Command::from(program(files, env, stack)?);
+    command
+        .env("NO_COLOR", "1")
+        .env("RUST_BACKTRACE", "1")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// `zcrid` on these files.
+pub(super) fn program(
+    files: &Files,
+    env: &[(String, String)],
+    stack: Option<PathBuf>,
+) -> Result<std::process::Command> {
     let program = binaries::ours("zcrid")?;
     let mut command = match stack {
-        None => Command::new(program),
+        None => std::process::Command::new(program),
         Some(stack) => {
             // It becomes the program; `ip netns exec` would hide the control groups.
-            let mut command = Command::new(binaries::system("nsenter", "util-linux")?);
+            let nsenter = binaries::system("nsenter", "util-linux")?;
+            let mut command = std::process::Command::new(nsenter);
             let mut net = std::ffi::OsString::from("--net=");
             net.push(stack);
             command.arg(net).arg(program);
@@ -91,13 +109,7 @@ pub(super) fn command(
     command
         .arg("--config")
         .arg(&files.config)
-        .env("NO_COLOR", "1")
-        .env("RUST_BACKTRACE", "1")
-        .envs(env.iter().map(|(key, value)| (key, value)))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true);
+        .envs(env.iter().map(|(key, value)| (key, value)));
     Ok(command)
 }
 
