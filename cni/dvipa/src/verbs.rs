@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     error::{Error, Result},
     log::Log,
+    probe,
     ranges::Family,
     reply,
     request::{Input, Pod},
@@ -160,7 +161,10 @@ impl Adding<'_> {
             requested: &self.config.requested,
             max: self.config.max_vipas,
             avoid,
-            active: &mut |ip| backend.active(ip),
+            active: &mut |ip| match backend.active(ip)? {
+                None => Ok(probe::elsewhere(ip, self.config.probe)),
+                here => Ok(here),
+            },
             log: self.log,
         };
         let addresses = self.store.allocate(self.claim, &mut wanted)?;

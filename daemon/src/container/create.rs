@@ -73,7 +73,7 @@ pub(crate) async fn prepare(
             node.records
                 .put_container(&record)
                 .map_err(|e| Error::node("record a container", e))?;
-            make_root(&node, &pod, &id, &parts.lower).map_err(|e| node.platform.explain(e))?;
+            make_root(&node, &pod, &id, &parts.lower)?;
             write_spec(&node, &pod, &id, &config, &parts, &record)
         })
         .await

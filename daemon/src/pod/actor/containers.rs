@@ -103,11 +103,11 @@ impl Actor {
                 }
                 let exited = Exited::start_failed(Chain(&error).to_string());
                 set_exited(&self.node, owned, exited);
-                Err(self.node.platform.explain(Error::Runtime {
+                Err(Error::Runtime {
                     action: "start",
                     id: id_text,
                     source: Box::new(error),
-                }))
+                })
             }
         }
     }
