@@ -10,6 +10,7 @@ use super::ContainerView;
 use super::session::{FifoName, MOST_BYTES, next_id, read_now};
 use super::spec;
 use crate::error::{Error, Result, Source};
+use crate::node::blocking;
 use crate::runtime::{ExecRequest, Shim};
 
 /// What of each stream is kept; the rest is read and dropped, and the command goes on (api.proto,
@@ -54,7 +55,7 @@ pub async fn exec_sync(
         });
     }
     let exec_id = next_id("sync");
-    let process = spec::exec_process(&container_process(container)?, &command, false);
+    let process = spec::exec_process(&container_process(container).await?, &command, false);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
     let mut stdout = Output::open(container.bundle.join(format!("{exec_id}.out")))?;
     let mut stderr = Output::open(container.bundle.join(format!("{exec_id}.err")))?;
@@ -134,18 +135,23 @@ pub(super) async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
 }
 
 /// The first process of the container, from the specification that it was made with.
-pub(super) fn container_process(container: &ContainerView) -> Result<oci_spec::runtime::Process> {
+pub(super) async fn container_process(
+    container: &ContainerView,
+) -> Result<oci_spec::runtime::Process> {
     let file = container.bundle.join("config.json");
-    let read = || -> std::result::Result<_, Source> {
-        let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
-        spec.process()
-            .clone()
-            .ok_or_else(|| "no process in it".into())
-    };
-    read().map_err(|source| Error::Node {
-        action: format!("read {}", file.display()),
-        source,
+    blocking(move || {
+        let read = || -> std::result::Result<_, Source> {
+            let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
+            spec.process()
+                .clone()
+                .ok_or_else(|| "no process in it".into())
+        };
+        read().map_err(|source| Error::Node {
+            action: format!("read {}", file.display()),
+            source,
+        })
     })
+    .await
 }
 
 /// One stream: a FIFO that the command writes to and this end reads.

@@ -77,7 +77,9 @@ pub(crate) async fn exec(
 ) -> Result<Session, SessionError> {
     let exec_id = next_id("exec");
     let span = tracing::info_span!("exec", container = %container.id, exec_id);
-    let (streams, command) = prepare(container, &exec_id, &request).map_err(|e| refused(&e))?;
+    let (streams, command) = prepare(container, &exec_id, &request)
+        .await
+        .map_err(|e| refused(&e))?;
     let (publish, end) = watch::channel(None);
     let (cancel, cancelled) = oneshot::channel();
     let (started, starting) = oneshot::channel();
@@ -153,14 +155,14 @@ struct Command {
     _stdin_reader: Option<pipe::Receiver>,
 }
 
-fn prepare(
+async fn prepare(
     container: &ContainerView,
     exec_id: &str,
     request: &ExecRequest,
 ) -> Result<(Streams, Command)> {
     container.require_running("run a command")?;
     let process = spec::exec_process(
-        &container_process(container)?,
+        &container_process(container).await?,
         &request.command,
         request.tty,
     );
