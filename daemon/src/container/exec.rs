@@ -47,13 +47,6 @@ pub async fn exec_sync(
 ) -> Result<ExecOutput> {
     container.require_running("run a command")?;
     let program = command.first().cloned().unwrap_or_default();
-    if program.is_empty() {
-        return Err(Error::Invalid {
-            field: "cmd",
-            value: String::new(),
-            reason: "no command".into(),
-        });
-    }
     let exec_id = next_id("sync");
     let process = spec::exec_process(&container_process(container).await?, &command, false);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
@@ -80,18 +73,14 @@ pub async fn exec_sync(
     shim.exec(request).await.map_err(failed("exec"))?;
     // A limit past the end of time is none.
     let deadline = timeout.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
-    let result = match shim.start(id, &exec_id).await.map_err(failed("exec")) {
+    // The OCI runtime writes to the command's own streams when it cannot start it.
+    let started = reading(shim.start(id, &exec_id), &mut stdout, &mut stderr).await;
+    let result = match started.and_then(|started| started.map_err(failed("exec"))) {
         Err(error) => Err(error),
         Ok(_pid) => {
             let run = async {
-                let mut ended = std::pin::pin!(shim.wait(id, &exec_id));
-                loop {
-                    tokio::select! {
-                        exit = &mut ended => break exit.map_err(failed("wait for a command")),
-                        read = stdout.read() => read?,
-                        read = stderr.read() => read?,
-                    }
-                }
+                let ended = reading(shim.wait(id, &exec_id), &mut stdout, &mut stderr).await?;
+                ended.map_err(failed("wait for a command"))
             };
             match deadline {
                 None => run.await,
@@ -122,6 +111,22 @@ pub async fn exec_sync(
         stderr: stderr.take(),
         exit_code,
     })
+}
+
+/// Does `work` while the output of the command is read, without which neither it nor the OCI runtime may go on.
+async fn reading<T>(
+    work: impl Future<Output = T>,
+    stdout: &mut Output,
+    stderr: &mut Output,
+) -> Result<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            read = stdout.read() => read?,
+            read = stderr.read() => read?,
+        }
+    }
 }
 
 /// Kills a command with all that descends from it, and waits for its end.
