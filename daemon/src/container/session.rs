@@ -78,8 +78,9 @@ pub(crate) async fn exec(
 ) -> Result<Session, SessionError> {
     let exec_id = next_id("exec");
     let span = tracing::info_span!("exec", container = %container.id, exec_id);
-    let (streams, command, rule) =
-        prepare(container, &exec_id, &request).map_err(|e| refused(&e))?;
+    let (streams, command, rule) = prepare(container, &exec_id, &request)
+        .await
+        .map_err(|e| refused(&e))?;
     let (publish, end) = watch::channel(None);
     let (cancel, cancelled) = oneshot::channel();
     let (started, starting) = oneshot::channel();
@@ -156,13 +157,13 @@ struct Command {
 }
 
 /// The streams, what the shim is told, and what the outputs are converted from here.
-fn prepare(
+async fn prepare(
     container: &ContainerView,
     exec_id: &str,
     request: &ExecRequest,
 ) -> Result<(Streams, Command, Option<Rule>)> {
     container.require_running("run a command")?;
-    let (first, rule) = first_process(container)?;
+    let (first, rule) = first_process(container).await?;
     let process = spec::exec_process(&first, &request.command, request.tty);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
     let make = |wanted: bool, suffix: &str| {
