@@ -277,6 +277,8 @@ pub struct Network {
     pub isolation: NetworkIsolation,
     /// What plugins are told in place of the path of a network namespace; `{id}` is the sandbox's id. Not empty.
     pub netns_token: String,
+    /// The TCP/IP stack that plugins and OCI runtimes have affinity to, where a z/OS system has several (CINET).
+    pub stack_name: Option<String>,
 }
 
 /// What keeps the networks of pods apart.
@@ -325,6 +327,7 @@ impl Default for Network {
             gc: Switch::Auto,
             isolation: NetworkIsolation::Auto,
             netns_token: "zcri-{id}".to_owned(),
+            stack_name: None,
         }
     }
 }

@@ -130,6 +130,7 @@ fn network(network: &Network) -> Vec<Row> {
         ("gc", word(SWITCHES, network.gc)),
         ("isolation", word(NETWORK_ISOLATIONS, network.isolation)),
         ("netns_token", text(&network.netns_token)),
+        ("stack_name", optional(network.stack_name.as_ref())),
     ]
 }
 

@@ -345,6 +345,12 @@ fn network(mut section: Section, faults: &mut Vec<Fault>) -> Network {
         faults,
     );
     section.set("netns_token", &mut network.netns_token, token, faults);
+    section.set(
+        "stack_name",
+        &mut network.stack_name,
+        optional(job_name),
+        faults,
+    );
     section.finish(faults);
     network
 }
@@ -356,6 +362,20 @@ fn token(value: &Value) -> Result<String, String> {
         Err("must not be empty".to_owned())
     } else {
         Ok(text)
+    }
+}
+
+/// The name of a started task, which a TCP/IP stack is (z/OS MVS JCL Reference, "NAME field").
+fn job_name(value: &Value) -> Result<String, String> {
+    let name = string(value)?;
+    let national = |b: u8| b.is_ascii_uppercase() || b"@#$".contains(&b);
+    let fits = name.len() <= 8
+        && name.bytes().next().is_some_and(national)
+        && name.bytes().all(|b| national(b) || b.is_ascii_digit());
+    if fits {
+        Ok(name)
+    } else {
+        Err("must be a job name: 1 to 8 of A-Z, 0-9, @, # and $, no digit first".to_owned())
     }
 }
 

@@ -12,7 +12,7 @@ use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, Platform
 use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
 use zcri_sys::console::system as system_console;
 use zcri_sys::namespace::user::{self, IdMaps, IdRange};
-use zcri_sys::{cgroup, mount, node as facts};
+use zcri_sys::{cgroup, mount, node as facts, open_files};
 
 use crate::console::{self, Operator, admin::Admin};
 use crate::container::spec::NodeFacts;
@@ -148,6 +148,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         handlers: handlers(config),
         launcher: ShimLauncher {
             program: shim_program(config)?,
+            open_files: open_files::raise_soft_limit().context("raise the limit of open files")?,
         },
         network: Network::new(
             &config.network,

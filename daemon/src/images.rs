@@ -1,5 +1,6 @@
 //! The image store as the daemon uses it: set up from the configuration, with short names expanded.
 
+mod gate;
 mod hosts;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use zcri_image::{
 
 use crate::error::{Error, Result};
 use crate::messages;
+use gate::Gate;
 use hosts::ConfiguredHosts;
 
 pub use hosts::{Files, FilesError};
@@ -22,6 +24,7 @@ pub use hosts::{Files, FilesError};
 pub struct Images {
     store: ImageStore,
     hosts: Arc<ConfiguredHosts>,
+    gate: Gate,
 }
 
 impl Images {
@@ -57,7 +60,8 @@ impl Images {
             tracing::error!(zcr = messages::IMAGE_DAMAGED, path = %broken.path.display(), names = ?broken.names, reason = broken.reason,
                 "an image is damaged and was dropped; pulling it again repairs it");
         }
-        Ok(Self { store, hosts })
+        let gate = Gate::new(config);
+        Ok(Self { store, hosts, gate })
     }
 
     /// Puts other files of the administrator in force, for pulls that begin from now on.
@@ -76,6 +80,10 @@ impl Images {
         let mut names = self.expand(name)?.into_iter().peekable();
         while let Some(full) = names.next() {
             let reference = full.parse().map_err(|e| failed(name, e))?;
+            self.gate
+                .admit(&reference)
+                .await
+                .map_err(|e| failed(name, e))?;
             let request = PullRequest {
                 reference,
                 credentials: credentials.clone(),

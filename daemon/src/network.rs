@@ -17,14 +17,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
-use zcri_cni::{Cni, CniDirs};
+use zcri_cni::{Cni, CniDirs, NetworkList};
 
 use self::ports::HostPorts;
 use self::readiness::Readiness;
 use self::retry::Retries;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
+use crate::node::blocking;
 use crate::pod::config::PodConfig;
+use crate::runtime::STACK_AFFINITY;
 
 pub use self::isolation::{Isolation, Place};
 pub use self::readiness::NetworkState;
@@ -36,6 +38,7 @@ pub struct Network {
     conf_dir: PathBuf,
     template: Mutex<Option<PathBuf>>,
     netns_token: String,
+    stack_name: Option<String>,
     collect_garbage: bool,
     readiness: Arc<Readiness>,
     ports: Arc<HostPorts>,
@@ -63,11 +66,14 @@ impl Network {
             cache_dir: root.join("cni"),
         };
         let ports = Arc::<HostPorts>::default();
+        let affinity = config.stack_name.iter();
+        let affinity = affinity.map(|name| (STACK_AFFINITY, name.into()));
         Self {
-            cni: Cni::new(dirs, config.plugin_timeout),
+            cni: Cni::with_environment(dirs, config.plugin_timeout, affinity),
             conf_dir: config.conf_dir.clone(),
             template: Mutex::new(config.conf_template.clone()),
             netns_token: config.netns_token.clone(),
+            stack_name: config.stack_name.clone(),
             collect_garbage,
             readiness: Arc::default(),
             retries: Arc::new(Retries::new(ports.clone())),
@@ -91,6 +97,11 @@ impl Network {
         Ok(())
     }
 
+    /// The TCP/IP stack that pods belong to, where it is named.
+    pub fn stack_name(&self) -> Option<&str> {
+        self.stack_name.as_deref()
+    }
+
     /// Attaches a pod; gives its addresses, the primary one first.
     ///
     /// # Errors
@@ -104,7 +115,7 @@ impl Network {
     ) -> Result<Vec<String>> {
         let netns = isolation::netns(place, &self.netns_token, id);
         let attachment = request::attachment(id, config, place, netns)?;
-        let list = self.cni.load().map_err(|e| failed("configuration", e))?;
+        let list = self.load().await?;
         self.ports.take(id.as_str(), &config.port_mappings)?;
         match list.add(&attachment).await {
             Ok(result) => Ok(result.pod_ips().map(|ip| ip.to_string()).collect()),
@@ -115,6 +126,11 @@ impl Network {
                 Err(failed("attach", error))
             }
         }
+    }
+
+    async fn load(&self) -> Result<Arc<NetworkList>> {
+        let cni = self.cni.clone();
+        blocking(move || cni.load().map_err(|e| failed("configuration", e))).await
     }
 
     /// Takes note of a pod that was attached by an earlier daemon.
@@ -164,7 +180,7 @@ impl Network {
         if !self.collect_garbage {
             return;
         }
-        let Ok(list) = self.cni.load() else { return };
+        let Ok(list) = self.load().await else { return };
         if let Err(error) = list.gc().await {
             tracing::warn!(error = %Chain(&error), "the plugins collected no garbage");
         }

@@ -47,6 +47,14 @@ pub enum ImageError {
         /// Which rule.
         reason: String,
     },
+    /// The administrator's policy does not let the image in.
+    #[error("`{reference}` is not let in: {reason}")]
+    Refused {
+        /// The reference.
+        reference: String,
+        /// Which file, and which rule of it.
+        reason: Arc<str>,
+    },
     /// What configuration gives for a registry cannot be used.
     #[error("registry {host} is configured wrongly: {reason}")]
     BadEndpoint {

@@ -102,7 +102,10 @@ impl Hello {
         let pod = scratch.pod_bundle().ok_or("no bundle")?;
         std::fs::create_dir_all(&pod).map_err(|e| format!("{}: {e}", pod.display()))?;
         let program = compose::shim_program(config).map_err(|e| format!("{e:#}"))?;
-        let launcher = ShimLauncher { program };
+        let launcher = ShimLauncher {
+            program,
+            open_files: None,
+        };
         let shim = launcher
             .start(scratch.name(), &pod, &ShimNamespaces::default())
             .await;

@@ -59,10 +59,9 @@ pub(crate) async fn prepare(
     let features = node.handlers.features(handler).await;
     let id = ContainerId::random();
     let record = first_record(node, pod, &id, &config, &image, &volumes, wire);
-    let made = async {
-        let (node, pod, config) = (node.clone(), pod.clone(), config.clone());
-        let (record, id) = (record.clone(), id.clone());
-        blocking(move || {
+    let making = {
+        let (node, pod, id) = (node.clone(), pod.clone(), id.clone());
+        move || {
             let parts = Parts {
                 lower: node.images.lease(id.as_str(), &image)?,
                 volumes: volumes.lease(&node.images, &id)?,
@@ -70,40 +69,47 @@ pub(crate) async fn prepare(
                 features,
                 output,
             };
-            node.records
-                .put_container(&record)
-                .map_err(|e| Error::node("record a container", e))?;
-            make_root(&node, &pod, &id, &parts.lower).map_err(|e| node.platform.explain(e))?;
-            write_spec(&node, &pod, &id, &config, &parts, &record)
-        })
-        .await
-    }
-    .await;
-    let finished = made.and_then(|user| {
-        let record = ContainerRecord {
-            user,
-            phase: ContainerPhase::Created,
-            ..record
-        };
-        node.records
-            .put_container(&record)
-            .map_err(|e| Error::node("record a container", e))?;
-        let view = Arc::new(view_with(
-            node,
-            &record,
-            id.clone(),
-            pod.id.clone(),
-            config,
-            pod.config.log_directory.as_deref(),
-        )?);
-        Ok(Owned { record, view })
-    });
-    if finished.is_err()
+            make(&node, &pod, &id, config, &parts, record)
+        }
+    };
+    let made = blocking(making).await;
+    if made.is_err()
         && let Err(undo) = unmake(node, &id).await
     {
         tracing::error!(container = %id, error = %Chain(&undo), "a failed container is only partly undone");
     }
-    finished
+    made
+}
+
+/// What blocks of [`prepare`].
+fn make(
+    node: &Node,
+    pod: &PodView,
+    id: &ContainerId,
+    config: ContainerConfig,
+    parts: &Parts,
+    mut record: ContainerRecord,
+) -> Result<Owned> {
+    let put = |record: &ContainerRecord| {
+        let written = node.records.put_container(record);
+        written.map_err(|e| Error::node("record a container", e))
+    };
+    put(&record)?;
+    make_root(node, pod, id, &parts.lower)?;
+    record.user = write_spec(node, pod, id, &config, parts, &record)?;
+    record.phase = ContainerPhase::Created;
+    put(&record)?;
+    let log_directory = pod.config.log_directory.as_deref();
+    let view = view_with(
+        node,
+        &record,
+        id.clone(),
+        pod.id.clone(),
+        config,
+        log_directory,
+    )?;
+    let view = Arc::new(view);
+    Ok(Owned { record, view })
 }
 
 /// What is known of a container before anything of it is made.

@@ -10,10 +10,11 @@ use zcri_sys::file_tag::ccsid;
 
 use super::ContainerView;
 use super::output::{self, Chunk};
-use super::session::{FifoName, MOST_BYTES, next_id, read_now};
+use super::session::{FifoName, MOST_BYTES, container_is_gone, next_id, read_now};
 use super::spec;
 use crate::error::{Error, Result, Source};
-use crate::runtime::{ExecRequest, Shim};
+use crate::node::blocking;
+use crate::runtime::{ExecRequest, Shim, ShimError};
 
 /// What of each stream is kept; the rest is read and dropped, and the command goes on (api.proto,
 /// ExecSyncResponse).
@@ -49,28 +50,15 @@ pub async fn exec_sync(
 ) -> Result<ExecOutput> {
     container.require_running("run a command")?;
     let program = command.first().cloned().unwrap_or_default();
-    if program.is_empty() {
-        return Err(Error::Invalid {
-            field: "cmd",
-            value: String::new(),
-            reason: "no command".into(),
-        });
-    }
     let exec_id = next_id("sync");
-    let (first, rule) = first_process(container)?;
+    let (first, rule) = first_process(container).await?;
     let process = spec::exec_process(&first, &command, false);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
     let mut stdout = Output::open(container.bundle.join(format!("{exec_id}.out")), rule)?;
     let mut stderr = Output::open(container.bundle.join(format!("{exec_id}.err")), rule)?;
 
     let id = container.id.as_str();
-    let failed = |action: &'static str| {
-        move |error: crate::runtime::ShimError| Error::Runtime {
-            action,
-            id: id.into(),
-            source: Box::new(error),
-        }
-    };
+    let failed = |action| move |error| failed(action, id, error);
     let request = ExecRequest {
         id,
         exec_id: &exec_id,
@@ -83,18 +71,15 @@ pub async fn exec_sync(
     shim.exec(request).await.map_err(failed("exec"))?;
     // A limit past the end of time is none.
     let deadline = timeout.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
-    let result = match shim.start(id, &exec_id).await.map_err(failed("exec")) {
+    // The OCI runtime writes to the command's own streams when it cannot start it.
+    let started = reading(shim.start(id, &exec_id), &mut stdout, &mut stderr).await;
+    let started = started.and_then(|started| started.map_err(|error| not_started(id, error)));
+    let result = match started {
         Err(error) => Err(error),
         Ok(_pid) => {
             let run = async {
-                let mut ended = std::pin::pin!(shim.wait(id, &exec_id));
-                loop {
-                    tokio::select! {
-                        exit = &mut ended => break exit.map_err(failed("wait for a command")),
-                        read = stdout.read() => read?,
-                        read = stderr.read() => read?,
-                    }
-                }
+                let ended = reading(shim.wait(id, &exec_id), &mut stdout, &mut stderr).await?;
+                ended.map_err(failed("wait for a command"))
             };
             match deadline {
                 None => run.await,
@@ -127,6 +112,42 @@ pub async fn exec_sync(
     })
 }
 
+fn failed(action: &'static str, id: &str, error: ShimError) -> Error {
+    Error::Runtime {
+        action,
+        id: id.into(),
+        source: Box::new(error),
+    }
+}
+
+fn not_started(id: &str, error: ShimError) -> Error {
+    if !container_is_gone(&error) {
+        return failed("exec", id, error);
+    }
+    Error::State {
+        what: "container",
+        id: id.into(),
+        state: "exited",
+        action: "run a command",
+    }
+}
+
+/// Does `work` while the output of the command is read, without which neither it nor the OCI runtime may go on.
+async fn reading<T>(
+    work: impl Future<Output = T>,
+    stdout: &mut Output,
+    stderr: &mut Output,
+) -> Result<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            read = stdout.read() => read?,
+            read = stderr.read() => read?,
+        }
+    }
+}
+
 /// Kills a command with all that descends from it, and waits for its end.
 pub(super) async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
     if let Err(error) = shim.kill(id, exec_id, KILL, true).await {
@@ -138,19 +159,22 @@ pub(super) async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
 }
 
 /// The first process of the container, and what its output is converted from, as its specification has them.
-pub(super) fn first_process(
+pub(super) async fn first_process(
     container: &ContainerView,
 ) -> Result<(oci_spec::runtime::Process, Option<Rule>)> {
     let file = container.bundle.join("config.json");
-    let read = || -> std::result::Result<_, Source> {
-        let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
-        let process = spec.process().clone().ok_or("no process in it")?;
-        Ok((process, output::rule_of(&spec)))
-    };
-    read().map_err(|source| Error::Node {
-        action: format!("read {}", file.display()),
-        source,
+    blocking(move || {
+        let read = || -> std::result::Result<_, Source> {
+            let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
+            let process = spec.process().clone().ok_or("no process in it")?;
+            Ok((process, output::rule_of(&spec)))
+        };
+        read().map_err(|source| Error::Node {
+            action: format!("read {}", file.display()),
+            source,
+        })
     })
+    .await
 }
 
 /// One stream: a FIFO that the command writes to and this end reads.

@@ -71,9 +71,7 @@ pub(crate) async fn create(
         init_pid: None,
         stack_cgroup: on_stack.then(|| isolation::pod_cgroup(&node, &config, &id)),
     };
-    node.records
-        .put_pod(&record)
-        .map_err(|e| Error::node("record a pod", e))?;
+    node.record_pod(record.clone()).await?;
     let config = Arc::new(config);
     match build(&node, &id, &config, &mut record).await {
         Ok(shim) => {
@@ -150,7 +148,7 @@ async fn check_user_namespace(node: &Node, handler: &Handler, config: &PodConfig
 }
 
 async fn build(
-    node: &Node,
+    node: &Arc<Node>,
     id: &PodId,
     config: &Arc<PodConfig>,
     record: &mut PodRecord,
@@ -166,7 +164,7 @@ async fn build(
         let own = own_namespaces(node, config)?;
         let started = node.launcher.start(id.as_str(), &files.bundle, &own).await;
         let failed = |source| runtime_error("start the shim", id, source);
-        let shim = started.map_err(|e| node.platform.explain(failed(e)))?;
+        let shim = started.map_err(failed)?;
         if let Some(cgroup) = stack {
             let pid = shim.pid().await;
             let pid = pid.map_err(|source| runtime_error("ask the shim", id, source))?;
@@ -192,9 +190,7 @@ async fn build(
         record.init_pid = Some(start_init(node, &shim, id, &files, config).await?);
     }
     record.phase = PodPhase::Ready;
-    node.records
-        .put_pod(record)
-        .map_err(|e| Error::node("record a pod", e))?;
+    node.record_pod(record.clone()).await?;
     Ok(shim)
 }
 
@@ -254,14 +250,19 @@ async fn make_bundle(
 
 /// The namespaces that the pod's shim has for the pod, where zcrid pins none.
 fn own_namespaces(node: &Node, config: &PodConfig) -> Result<ShimNamespaces> {
+    let stack = node.network.stack_name().map(str::to_owned);
     if node.platform.pins_namespaces() {
-        return Ok(ShimNamespaces::default());
+        return Ok(ShimNamespaces {
+            stack,
+            ..ShimNamespaces::default()
+        });
     }
     let uts = config.namespaces.network == PodScope::Pod;
     let hostname = host_name(config).map_err(|e| Error::node("read the host's name", e))?;
     Ok(ShimNamespaces {
         ipc: config.namespaces.ipc == PodScope::Pod,
         hostname: uts.then_some(hostname),
+        stack,
     })
 }
 
@@ -328,8 +329,12 @@ async fn start_init(
     let failed = |source| runtime_error("start the init", id, source);
     shim.create(request).await.map_err(failed)?;
     let pid = shim.start(id.as_str(), "").await.map_err(failed)?;
-    zcri_sys::namespace::pin_of_process(pid, "pid", &files.namespace("pid"))
-        .map_err(|e| Error::node("pin the PID namespace of a pod", e))?;
+    let place = files.namespace("pid");
+    blocking(move || {
+        zcri_sys::namespace::pin_of_process(pid, "pid", &place)
+            .map_err(|e| Error::node("pin the PID namespace of a pod", e))
+    })
+    .await?;
     Ok(pid)
 }
 

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Runs on a big-endian machine, s390x by QEMU's user emulation, what must not depend on the byte order: the unit tests of
+# the crates that read and write bytes, and the demo's payload in a container of an emulated LPAR. What this machine
+# does not have for it is said in one line, and then nothing is run.
+set -eu
+cargo=${CARGO:-cargo}
+here=$(dirname "$0")
+rust=s390x-unknown-linux-gnu
+target=$(realpath -m "${TARGET:-target}")/big-endian
+skip() { echo "big-endian: skipped: $1"; exit 0; }
+
+sh "$here/setup.sh" qemu-user-static gcc-s390x-linux-gnu libc6-dev-s390x-cross ||
+    skip "the packages above cannot be installed"
+[ -d "$(rustc --print sysroot)/lib/rustlib/$rust" ] || rustup target add "$rust" >/dev/null 2>&1 ||
+    skip "there is no Rust standard library for $rust (rustup target add $rust)"
+
+export CARGO_TARGET_S390X_UNKNOWN_LINUX_GNU_LINKER=s390x-linux-gnu-gcc
+export CARGO_TARGET_S390X_UNKNOWN_LINUX_GNU_RUNNER="qemu-s390x-static -L /usr/s390x-linux-gnu"
+export PROPTEST_CASES=${PROPTEST_CASES:-32}
+# --lib: those that start programs or ask the kernel for more than files are no matter of byte order.
+"$cargo" test --target "$rust" --target-dir "$target" --lib -p zcri-codepage -p zcri-config -p zcri-cni
+# What of these two crates asks the kernel is left out: the emulation has neither netlink nor eBPF.
+"$cargo" test --target "$rust" --target-dir "$target" --lib -p zcri-sys -p zcri-dvipa -- \
+    vipa file_tag console asm message ranges config
+"$cargo" rustc -q -p zcri-demo-payload --target "$rust" --target-dir "$target" -- -C target-feature=+crt-static
+ZCRI_BIG_ENDIAN="$target/$rust/debug/zcri-demo-payload" \
+    "$cargo" test -p zcri-integration --test zos_big_endian
