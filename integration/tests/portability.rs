@@ -21,7 +21,7 @@ const MAY_ASK: [&str; 4] = [
 ];
 
 /// Words that ask for a system.
-const SYSTEMS: [&str; 8] = [
+const SYSTEMS: [&str; 7] = [
     "target_os",
     "target_family",
     "target_vendor",
@@ -29,7 +29,6 @@ const SYSTEMS: [&str; 8] = [
     "cfg(windows",
     "cfg(not(unix",
     "cfg(not(windows",
-    "consts::OS",
 ];
 
 /// Words for numbers as they lie in the memory of this machine.
