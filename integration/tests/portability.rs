@@ -32,14 +32,7 @@ const SYSTEMS: [&str; 7] = [
 ];
 
 /// Words for numbers as they lie in the memory of this machine.
-const NATIVE: [&str; 6] = [
-    "_ne_bytes",
-    "transmute",
-    "align_to",
-    "bytemuck",
-    "zerocopy",
-    "target_endian",
-];
+const NATIVE: [&str; 5] = ["_ne_bytes", "transmute", "align_to", "bytemuck", "zerocopy"];
 
 /// Files that may use them, and why: none of it is a format of the wire or of a file.
 const NATIVE_HERE: [(&str, &str); 9] = [
