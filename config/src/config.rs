@@ -343,6 +343,8 @@ pub struct Image {
     pub hosts_dir: PathBuf,
     /// containers-auth.json(5). See [`crate::auth::AuthFile::load`].
     pub auth_file: Option<PathBuf>,
+    /// Stores of other programs, whose images are used where they are; the earlier ones first.
+    pub additional_stores: Vec<PathBuf>,
     /// Patterns of names; see [`Image::is_pinned`].
     pub pinned: Vec<String>,
     /// Layers of one image that are fetched and unpacked at the same time; 1 to 64.
@@ -387,6 +389,7 @@ impl Default for Image {
             policy: PathBuf::from("/etc/containers/policy.json"),
             hosts_dir: PathBuf::from("/etc/zcri/certs.d"),
             auth_file: None,
+            additional_stores: Vec::new(),
             pinned: Vec::new(),
             max_parallel_layers: 4,
             max_layer_bytes: 32 * 1024 * 1024 * 1024,

@@ -143,6 +143,10 @@ fn image(image: &Image) -> Vec<Row> {
             "auth_file",
             optional(image.auth_file.as_ref().map(|p| p.display())),
         ),
+        (
+            "additional_stores",
+            array(image.additional_stores.iter().map(|p| p.display())),
+        ),
         ("pinned", array(&image.pinned)),
         ("max_parallel_layers", number(image.max_parallel_layers)),
         ("max_layer_bytes", number(image.max_layer_bytes)),

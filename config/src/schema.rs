@@ -411,6 +411,12 @@ fn image(mut section: Section, faults: &mut Vec<Fault>) -> Image {
         optional(absolute_path),
         faults,
     );
+    section.set(
+        "additional_stores",
+        &mut image.additional_stores,
+        array(absolute_path),
+        faults,
+    );
     section.set("pinned", &mut image.pinned, array(pinned), faults);
     section.set(
         "max_parallel_layers",

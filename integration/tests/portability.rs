@@ -21,7 +21,7 @@ const MAY_ASK: [&str; 4] = [
 ];
 
 /// Words that ask for a system.
-const SYSTEMS: [&str; 8] = [
+const SYSTEMS: [&str; 7] = [
     "target_os",
     "target_family",
     "target_vendor",
@@ -29,18 +29,10 @@ const SYSTEMS: [&str; 8] = [
     "cfg(windows",
     "cfg(not(unix",
     "cfg(not(windows",
-    "consts::OS",
 ];
 
 /// Words for numbers as they lie in the memory of this machine.
-const NATIVE: [&str; 6] = [
-    "_ne_bytes",
-    "transmute",
-    "align_to",
-    "bytemuck",
-    "zerocopy",
-    "target_endian",
-];
+const NATIVE: [&str; 5] = ["_ne_bytes", "transmute", "align_to", "bytemuck", "zerocopy"];
 
 /// Files that may use them, and why: none of it is a format of the wire or of a file.
 const NATIVE_HERE: [(&str, &str); 9] = [
