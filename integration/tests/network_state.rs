@@ -61,7 +61,9 @@ async fn a_failed_detach_is_told_and_tried_again_by_itself() -> Test {
     plugin::chain(&node, json!({ "type": "moody" }))?;
     let pod = node.pod("p").await?;
     let status = status_network(&node)?;
-    let attached = status.lines().find_map(|line| line.strip_prefix("attached pods"));
+    let attached = status
+        .lines()
+        .find_map(|line| line.strip_prefix("attached pods"));
     assert_eq!(attached.map(str::trim), Some("1"), "{status}");
     std::fs::write(&flag, "")?;
     node.cri().stop_pod(&pod.id).await.unwrap_err();

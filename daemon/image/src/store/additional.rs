@@ -87,6 +87,9 @@ struct StoredLayer {
     diff_size: u64,
 }
 
+/// An image, and where each of its layers is.
+type ImageWithLayers = (Image, Vec<(Digest, PathBuf)>);
+
 impl AdditionalStores {
     /// Those below these directories, of which some may not exist.
     #[must_use]
@@ -207,7 +210,7 @@ impl Store {
         stored: &StoredImage,
         layers: &HashMap<&str, &StoredLayer>,
         platform: &Platform,
-    ) -> Result<Option<(Image, Vec<(Digest, PathBuf)>)>, String> {
+    ) -> Result<Option<ImageWithLayers>, String> {
         let id = Digest::from_hex(&stored.id).ok_or("its id is no digest")?;
         let key = format!("={}", STANDARD.encode(id.as_str()));
         let path = self.images(driver).join(&stored.id).join(key);
