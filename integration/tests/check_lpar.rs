@@ -11,8 +11,6 @@ use zcri_integration::lpar::{Service, Sysplex, vipas};
 use zcri_integration::zos_runc::Deny;
 use zcri_integration::{Test, TestNode, leaks, plugin, wait};
 
-/// The variable of STDENV that names the stack.
-const AFFINITY: &str = "_BPXK_SETIBMOPT_TRANSPORT";
 /// Where the steps of the set-up have their checks.
 const STEPS: &str = "../docs/zos.md";
 
@@ -22,7 +20,8 @@ async fn lpar(service: Service, dvipa: Value) -> Result<(Sysplex, TestNode)> {
     let lpar = plex.lpar()?;
     let range = lpar.range();
     let builder = TestNode::builder().zos(service).lpar(lpar);
-    let node = builder.env(AFFINITY, "TCPIP").prepare().await?;
+    let builder = builder.config("[network]\nstack_name = \"TCPIP\"\n");
+    let node = builder.prepare().await?;
     let mut config = json!({
         "backend": "stack", "interface": "lo", "stack": "TCPIP", "vipaRanges": [range],
     });
@@ -259,7 +258,7 @@ async fn another_stack_than_that_of_the_network_is_a_warning() -> Test {
     let finding = finding(&report, "network", "TCP/IP stack")?;
     assert_eq!(finding["outcome"], "warn");
     let advice = finding["advice"].as_str().unwrap_or_default();
-    ensure!(advice.contains(&format!("{AFFINITY}=TCPIPB")), "{advice}");
+    ensure!(advice.contains("stack_name = \"TCPIPB\""), "{advice}");
     node.finish().await
 }
 
