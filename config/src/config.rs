@@ -12,6 +12,7 @@ use std::{
 use crate::{
     error::ConfigError,
     platform::ImagePlatform,
+    rlimit::Rlimit,
     schema,
     source::{self, MainFile},
     wlm::Wlm,
@@ -179,6 +180,8 @@ pub struct Runtime {
     pub cgroup_parent: String,
     /// Limit of processes in a container that has no limit of its own.
     pub pids_limit: Option<NonZeroU32>,
+    /// Limits of the processes of every container, one of each name; the others are those of the daemon.
+    pub rlimits: Vec<Rlimit>,
     /// Directories with descriptions of CDI devices, of which later ones win; empty for none.
     pub cdi_spec_dirs: Vec<PathBuf>,
 }
@@ -213,6 +216,7 @@ impl Default for Runtime {
             cgroup_manager: CgroupManager::Cgroupfs,
             cgroup_parent: CgroupManager::Cgroupfs.default_parent().to_owned(),
             pids_limit: None,
+            rlimits: Vec::new(),
             cdi_spec_dirs: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).into(),
         }
     }
@@ -343,6 +347,8 @@ pub struct Image {
     pub hosts_dir: PathBuf,
     /// containers-auth.json(5). See [`crate::auth::AuthFile::load`].
     pub auth_file: Option<PathBuf>,
+    /// Stores of other programs, whose images are used where they are; the earlier ones first.
+    pub additional_stores: Vec<PathBuf>,
     /// Patterns of names; see [`Image::is_pinned`].
     pub pinned: Vec<String>,
     /// Layers of one image that are fetched and unpacked at the same time; 1 to 64.
@@ -387,6 +393,7 @@ impl Default for Image {
             policy: PathBuf::from("/etc/containers/policy.json"),
             hosts_dir: PathBuf::from("/etc/zcri/certs.d"),
             auth_file: None,
+            additional_stores: Vec::new(),
             pinned: Vec::new(),
             max_parallel_layers: 4,
             max_layer_bytes: 32 * 1024 * 1024 * 1024,

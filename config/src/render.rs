@@ -93,6 +93,7 @@ fn runtime(runtime: &Runtime) -> Vec<Row> {
             "pids_limit",
             number(runtime.pids_limit.map_or(0, u32::from)),
         ),
+        ("rlimits", array(runtime.rlimits.iter())),
         (
             "cdi_spec_dirs",
             array(runtime.cdi_spec_dirs.iter().map(|p| p.display())),
@@ -142,6 +143,10 @@ fn image(image: &Image) -> Vec<Row> {
         (
             "auth_file",
             optional(image.auth_file.as_ref().map(|p| p.display())),
+        ),
+        (
+            "additional_stores",
+            array(image.additional_stores.iter().map(|p| p.display())),
         ),
         ("pinned", array(&image.pinned)),
         ("max_parallel_layers", number(image.max_parallel_layers)),

@@ -11,6 +11,7 @@ use crate::{
     error::{ConfigError, Fault, Origin},
     platform::ImagePlatform,
     read::{Section, absolute_path, array, integer, optional, parsed, printable, string, word},
+    rlimit::Rlimit,
     source::{Item, Sources, Value},
     wlm,
 };
@@ -192,6 +193,7 @@ fn runtime(mut section: Section, faults: &mut Vec<Fault>) -> Runtime {
     );
     let limit = |value: &Value| integer(0, u32::MAX)(value).map(NonZeroU32::new);
     section.set("pids_limit", &mut runtime.pids_limit, limit, faults);
+    section.set("rlimits", &mut runtime.rlimits, rlimits, faults);
     let dirs = array(absolute_path);
     section.set("cdi_spec_dirs", &mut runtime.cdi_spec_dirs, dirs, faults);
     handlers(section.section("handlers", faults), &mut runtime, faults);
@@ -201,6 +203,19 @@ fn runtime(mut section: Section, faults: &mut Vec<Fault>) -> Runtime {
     }
     section.finish(faults);
     runtime
+}
+
+fn rlimits(value: &Value) -> Result<Vec<Rlimit>, String> {
+    let form = "a limit of setrlimit(2) such as \"nofile=1024:524288\" or \"core=unlimited\"";
+    let limits: Vec<Rlimit> = array(|item| parsed(form)(item))(value)?;
+    let twice = limits.iter().enumerate().find(|(at, limit)| {
+        let mut before = limits.iter().take(*at);
+        before.any(|other| other.name == limit.name)
+    });
+    match twice {
+        Some((_, limit)) => Err(format!("names {} twice", limit.name)),
+        None => Ok(limits),
+    }
 }
 
 fn cgroup_parent(value: &Value, manager: CgroupManager) -> Result<String, String> {
@@ -409,6 +424,12 @@ fn image(mut section: Section, faults: &mut Vec<Fault>) -> Image {
         "auth_file",
         &mut image.auth_file,
         optional(absolute_path),
+        faults,
+    );
+    section.set(
+        "additional_stores",
+        &mut image.additional_stores,
+        array(absolute_path),
         faults,
     );
     section.set("pinned", &mut image.pinned, array(pinned), faults);

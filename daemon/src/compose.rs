@@ -177,6 +177,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
+        rlimits: config.runtime.rlimits.clone(),
         cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
         health: Health::default(),
         deprecations: Deprecations::default(),

@@ -55,6 +55,8 @@ pub struct Node {
     pub cgroup_parent: String,
     /// Limit of processes in a container that names none.
     pub pids_limit: Option<u32>,
+    /// Limits of the processes of every container.
+    pub rlimits: Vec<zcri_config::Rlimit>,
     /// Directories with descriptions of CDI devices, of which later ones win.
     pub cdi_spec_dirs: Vec<PathBuf>,
     /// Checks whether containers could run.

@@ -247,3 +247,20 @@ async fn the_daemon_may_open_what_it_can_and_its_shims_have_the_nodes_limit() ->
     assert_eq!(soft(shim_of(&pod.id)?)?, hard / 2);
     node.finish().await
 }
+
+#[tokio::test]
+async fn limits_of_the_configuration_are_those_of_every_process() -> Test {
+    let node = TestNode::builder()
+        .config("[runtime]\nrlimits = [\"nofile=512:1024\", \"core=0\", \"stack=4194304:8388608\"]")
+        .start()
+        .await?;
+    let pod = node.pod("p").await?;
+    let ask = "ulimit -Hn; ulimit -Sc; ulimit -Ss";
+    let first = pod.sh(&format!("ulimit -Sn; {ask}")).await?;
+    assert_eq!(first.success()?, "512\n1024\n0\n4096");
+    let id = pod.sleeper("c").await?;
+    // Not the soft limit of files, which a runc of before 1.1.13 raises in `exec`.
+    let command = node.exec(&id, ask).await?;
+    assert_eq!(command.success()?, "1024\n0\n4096");
+    node.finish().await
+}

@@ -233,6 +233,12 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
+    /// The image is another program's, in a store that is only read.
+    #[error("image {image} is in the additional store of another program, which has to remove it")]
+    ReadOnly {
+        /// The id.
+        image: String,
+    },
     /// The image to be leased is not here.
     #[error("image {image} is not in the store")]
     UnknownImage {

@@ -318,6 +318,9 @@ fn write_spec(
     let wlm = node.platform.classify(&pod.config, config, &pod.handler);
     let mut spec = node.platform.spec(&input, wlm.as_ref())?;
     output::annotate(&mut spec, parts.output);
+    if node.platform.has_limits() {
+        spec::set_rlimits(&mut spec, &node.rlimits);
+    }
     super::cdi::apply(&node.cdi_spec_dirs, config, &mut spec)?;
     save_spec(&bundle, &spec)?;
     if config.stdin {

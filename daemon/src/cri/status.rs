@@ -79,6 +79,7 @@ fn image_code(error: &ImageError) -> Code {
         | ImageError::UnsafePath { .. }
         | ImageError::InvalidLayer { .. }
         | ImageError::BrokenRecord { .. } => Code::DataLoss,
+        ImageError::ReadOnly { .. } => Code::FailedPrecondition,
         ImageError::Interrupted { .. } => Code::Aborted,
         ImageError::BadEndpoint { .. } | ImageError::Attribute { .. } | ImageError::Io { .. } => {
             Code::Internal

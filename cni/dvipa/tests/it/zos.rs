@@ -5,8 +5,10 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, Said, ips};
+use crate::lab::{DVIPA, Lab, Said, ips};
 
+/// Names the plugin for s390x, statically linked, which is then run by QEMU (integration/big-endian.sh).
+const BIG_ENDIAN: &str = "ZCRI_BIG_ENDIAN_DVIPA";
 const AFFINITY: &str = "_BPXK_SETIBMOPT_TRANSPORT";
 
 /// A stack with one VIPARANGE of six addresses.
@@ -40,7 +42,12 @@ impl Stack {
     fn run_with(&self, verb: &str, id: &str, config: &Value) -> Said {
         // A token in place of a path: there is no network namespace.
         let netns = PathBuf::from(format!("zcri-{id}"));
-        let mut command = self.lab.command(&[], verb, id, &netns);
+        let emulated = std::env::var(BIG_ENDIAN).ok();
+        let words = match &emulated {
+            Some(program) => vec!["qemu-s390x-static", program],
+            None => vec![DVIPA],
+        };
+        let mut command = self.lab.command_of(&words, verb, id, &netns);
         command.env("ZCRI_ZOS_STACK", &self.dir);
         if !self.affinity.is_empty() {
             command.env(AFFINITY, self.affinity);
