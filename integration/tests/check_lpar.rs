@@ -147,6 +147,11 @@ async fn every_step_of_the_set_up_has_its_check_or_its_sentence() -> Test {
         .collect();
     assert_eq!(rows.len(), 12);
     let (_plex, node) = lpar(Service::default(), json!({})).await?;
+    let store = node.scratch("storage")?;
+    drop_in(
+        &node,
+        &format!("[image]\nadditional_stores = [{store:?}]\n"),
+    )?;
     let (_, report) = check(&node)?;
     let mut known = BTreeSet::new();
     for finding in findings(&report)? {
@@ -248,6 +253,17 @@ async fn plugins_that_are_not_installed() -> Test {
     let (_plex, node) = lpar(Service::default(), json!({})).await?;
     plugin::only(&node, "zoscni", &[])?;
     fails(node, "network", "plugins", "zoscni", "install it into").await
+}
+
+#[tokio::test]
+async fn an_additional_store_that_is_not_mounted_is_a_warning() -> Test {
+    let (_plex, node) = lpar(Service::default(), json!({})).await?;
+    drop_in(&node, "[image]\nadditional_stores = [\"/no/storage\"]\n")?;
+    let (code, report) = check(&node)?;
+    assert_eq!(code, Some(0), "{report:#}");
+    let finding = finding(&report, "images", "(additional store)")?;
+    assert_eq!(finding["outcome"], "warn");
+    node.finish().await
 }
 
 #[tokio::test]
