@@ -281,6 +281,8 @@ pub struct Network {
     pub isolation: NetworkIsolation,
     /// What plugins are told in place of the path of a network namespace; `{id}` is the sandbox's id. Not empty.
     pub netns_token: String,
+    /// The TCP/IP stack that plugins and OCI runtimes have affinity to, where a z/OS system has several (CINET).
+    pub stack_name: Option<String>,
 }
 
 /// What keeps the networks of pods apart.
@@ -329,6 +331,7 @@ impl Default for Network {
             gc: Switch::Auto,
             isolation: NetworkIsolation::Auto,
             netns_token: "zcri-{id}".to_owned(),
+            stack_name: None,
         }
     }
 }
@@ -344,6 +347,8 @@ pub struct Image {
     pub hosts_dir: PathBuf,
     /// containers-auth.json(5). See [`crate::auth::AuthFile::load`].
     pub auth_file: Option<PathBuf>,
+    /// Stores of other programs, whose images are used where they are; the earlier ones first.
+    pub additional_stores: Vec<PathBuf>,
     /// Patterns of names; see [`Image::is_pinned`].
     pub pinned: Vec<String>,
     /// Layers of one image that are fetched and unpacked at the same time; 1 to 64.
@@ -388,6 +393,7 @@ impl Default for Image {
             policy: PathBuf::from("/etc/containers/policy.json"),
             hosts_dir: PathBuf::from("/etc/zcri/certs.d"),
             auth_file: None,
+            additional_stores: Vec::new(),
             pinned: Vec::new(),
             max_parallel_layers: 4,
             max_layer_bytes: 32 * 1024 * 1024 * 1024,

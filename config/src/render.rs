@@ -131,6 +131,7 @@ fn network(network: &Network) -> Vec<Row> {
         ("gc", word(SWITCHES, network.gc)),
         ("isolation", word(NETWORK_ISOLATIONS, network.isolation)),
         ("netns_token", text(&network.netns_token)),
+        ("stack_name", optional(network.stack_name.as_ref())),
     ]
 }
 
@@ -142,6 +143,10 @@ fn image(image: &Image) -> Vec<Row> {
         (
             "auth_file",
             optional(image.auth_file.as_ref().map(|p| p.display())),
+        ),
+        (
+            "additional_stores",
+            array(image.additional_stores.iter().map(|p| p.display())),
         ),
         ("pinned", array(&image.pinned)),
         ("max_parallel_layers", number(image.max_parallel_layers)),

@@ -297,15 +297,21 @@ fn handler(
     }
     section.set("type", &mut handler.kind, word(HANDLER_TYPES), faults);
     section.set("root", &mut handler.root, optional(absolute_path), faults);
-    section.set(
+    let page = section.set(
         "output_code_page",
         &mut handler.output,
-        optional(|value| {
-            let rule = string(value)?.parse();
-            rule.map_err(|e: zcri_codepage::UnknownCodePage| e.to_string())
-        }),
+        |value| zcri_codepage::setting(&string(value)?).map_err(|e| e.to_string()),
         faults,
     );
+    if let (Some(origin), HandlerType::Shim, Some(rule)) = (page, handler.kind, handler.output) {
+        faults.push(Fault {
+            key: section.key("output_code_page"),
+            value: Some(rule.to_string()),
+            origin: Some(origin),
+            reason: "a containerd shim writes the log itself: only type \"oci\" is converted"
+                .to_owned(),
+        });
+    }
     section.finish(faults);
     Some(handler)
 }
@@ -354,6 +360,12 @@ fn network(mut section: Section, faults: &mut Vec<Fault>) -> Network {
         faults,
     );
     section.set("netns_token", &mut network.netns_token, token, faults);
+    section.set(
+        "stack_name",
+        &mut network.stack_name,
+        optional(job_name),
+        faults,
+    );
     section.finish(faults);
     network
 }
@@ -365,6 +377,20 @@ fn token(value: &Value) -> Result<String, String> {
         Err("must not be empty".to_owned())
     } else {
         Ok(text)
+    }
+}
+
+/// The name of a started task, which a TCP/IP stack is (z/OS MVS JCL Reference, "NAME field").
+fn job_name(value: &Value) -> Result<String, String> {
+    let name = string(value)?;
+    let national = |b: u8| b.is_ascii_uppercase() || b"@#$".contains(&b);
+    let fits = name.len() <= 8
+        && name.bytes().next().is_some_and(national)
+        && name.bytes().all(|b| national(b) || b.is_ascii_digit());
+    if fits {
+        Ok(name)
+    } else {
+        Err("must be a job name: 1 to 8 of A-Z, 0-9, @, # and $, no digit first".to_owned())
     }
 }
 
@@ -398,6 +424,12 @@ fn image(mut section: Section, faults: &mut Vec<Fault>) -> Image {
         "auth_file",
         &mut image.auth_file,
         optional(absolute_path),
+        faults,
+    );
+    section.set(
+        "additional_stores",
+        &mut image.additional_stores,
+        array(absolute_path),
         faults,
     );
     section.set("pinned", &mut image.pinned, array(pinned), faults);

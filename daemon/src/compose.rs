@@ -251,6 +251,7 @@ pub(crate) fn handlers(config: &Config) -> Handlers {
                         .unwrap_or_else(|| config.storage.state.join("oci").join(name)),
                 ),
                 systemd_cgroup,
+                output: handler.output,
             }),
             HandlerType::Shim => {
                 tracing::warn!(

@@ -1,5 +1,6 @@
 //! The image store as the daemon uses it: set up from the configuration, with short names expanded.
 
+mod gate;
 mod hosts;
 
 use std::path::PathBuf;
@@ -8,12 +9,13 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use zcri_config::Config;
 use zcri_image::{
-    Credentials, Image, ImageError, ImageStore, Limits, Platform, PullRequest, StoreConfig,
-    Timeouts, Usage,
+    AdditionalStores, Credentials, Image, ImageError, ImageStore, Limits, Platform, PullRequest,
+    StoreConfig, Timeouts, Usage,
 };
 
 use crate::error::{Error, Result};
 use crate::messages;
+use gate::Gate;
 use hosts::ConfiguredHosts;
 
 pub use hosts::{Files, FilesError};
@@ -22,6 +24,8 @@ pub use hosts::{Files, FilesError};
 pub struct Images {
     store: ImageStore,
     hosts: Arc<ConfiguredHosts>,
+    gate: Gate,
+    additional: AdditionalStores,
 }
 
 impl Images {
@@ -33,14 +37,15 @@ impl Images {
         let files = Files::load(&config.image)?;
         let hosts = Arc::new(ConfiguredHosts::new(files, config.image.hosts_dir.clone()));
         let platform = config.platform.image.resolve();
+        let platform = Platform {
+            os: platform.os,
+            architecture: platform.architecture,
+            variant: platform.variant,
+        };
         let store = ImageStore::open(StoreConfig {
             root: config.storage.root.join("images"),
             trash: config.storage.root.join("trash"),
-            platform: Platform {
-                os: platform.os,
-                architecture: platform.architecture,
-                variant: platform.variant,
-            },
+            platform: platform.clone(),
             hosts: hosts.clone(),
             timeouts: Timeouts::default(),
             limits: Limits {
@@ -57,7 +62,14 @@ impl Images {
             tracing::error!(zcr = messages::IMAGE_DAMAGED, path = %broken.path.display(), names = ?broken.names, reason = broken.reason,
                 "an image is damaged and was dropped; pulling it again repairs it");
         }
-        Ok(Self { store, hosts })
+        let gate = Gate::new(config);
+        let additional = AdditionalStores::new(config.image.additional_stores.clone(), platform);
+        Ok(Self {
+            store,
+            hosts,
+            gate,
+            additional,
+        })
     }
 
     /// Puts other files of the administrator in force, for pulls that begin from now on.
@@ -76,6 +88,10 @@ impl Images {
         let mut names = self.expand(name)?.into_iter().peekable();
         while let Some(full) = names.next() {
             let reference = full.parse().map_err(|e| failed(name, e))?;
+            self.gate
+                .admit(&reference)
+                .await
+                .map_err(|e| failed(name, e))?;
             let request = PullRequest {
                 reference,
                 credentials: credentials.clone(),
@@ -94,19 +110,27 @@ impl Images {
 
     /// The image of that name, id or beginning of an id; what is no name of an image names none.
     pub fn find(&self, name: &str) -> Option<Arc<Image>> {
-        // An id first: it looks like a short name.
-        if let Ok(Some(image)) = self.store.resolve(name) {
+        // An id first: it looks like a short name. Our own first: it may be newer.
+        let find = |name: &str| {
+            let own = self.store.resolve(name).ok().flatten();
+            own.or_else(|| self.additional.resolve(name).ok().flatten())
+        };
+        if let Some(image) = find(name) {
             return Some(image);
         }
         let names = self.hosts.files().registries.expand(name).ok()?;
-        names
-            .iter()
-            .find_map(|name| self.store.resolve(name).ok().flatten())
+        names.iter().find_map(|name| find(name))
     }
 
     /// All images.
     pub fn list(&self) -> Vec<Arc<Image>> {
-        self.store.list()
+        let mut all = self.store.list();
+        for image in self.additional.list() {
+            if !all.iter().any(|known| known.id == image.id) {
+                all.push(image);
+            }
+        }
+        all
     }
 
     /// Removes an image with all its names; none of that name is removed already. Layers that a container stands on
@@ -122,11 +146,15 @@ impl Images {
                 Ok(_) => Ok(()),
             };
         };
-        self.store
-            .remove(image.id.as_str())
-            .await
-            .map_err(|e| failed(name, e))?;
-        Ok(())
+        let removed = self.store.remove(image.id.as_str()).await;
+        match removed.map_err(|e| failed(name, e))? {
+            Some(_) => Ok(()),
+            None if self.additional.directories(&image.id).is_some() => {
+                let image = image.id.to_string();
+                Err(failed(name, ImageError::ReadOnly { image }))
+            }
+            None => Ok(()),
+        }
     }
 
     /// What layers take on disk.
@@ -139,9 +167,14 @@ impl Images {
     /// # Errors
     /// The image is gone.
     pub fn lease(&self, owner: &str, image: &Image) -> Result<Vec<PathBuf>> {
-        self.store
-            .lease(owner, image.id.as_str())
-            .map_err(|e| failed(image.id.as_str(), e))
+        match self.store.lease(owner, image.id.as_str()) {
+            Err(ImageError::UnknownImage { image: id }) => {
+                let other = self.additional.directories(&image.id);
+                other.ok_or(ImageError::UnknownImage { image: id })
+            }
+            leased => leased,
+        }
+        .map_err(|e| failed(image.id.as_str(), e))
     }
 
     /// Keeps layers by their diff ids, whether or not an image still names them.
@@ -154,11 +187,18 @@ impl Images {
                 Error::node("read a record", format!("{id:?} is no digest of a layer"))
             })
         };
-        let diff_ids = diff_ids.iter().map(parse).collect::<Result<Vec<_>>>()?;
-        self.store
-            .lease_layers(owner, &diff_ids)
-            .map_err(|e| failed(owner, e))?;
-        Ok(())
+        let mut diff_ids = diff_ids.iter().map(parse).collect::<Result<Vec<_>>>()?;
+        loop {
+            match self.store.lease_layers(owner, &diff_ids) {
+                // Not ours to keep.
+                Err(ImageError::UnknownLayer { diff_id })
+                    if self.additional.has_layer(diff_id.as_str()) =>
+                {
+                    diff_ids.retain(|known| *known != diff_id);
+                }
+                leased => return leased.map(drop).map_err(|e| failed(owner, e)),
+            }
+        }
     }
 
     /// Ends what [`Images::lease`] began.

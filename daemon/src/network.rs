@@ -26,6 +26,7 @@ use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
 use crate::node::blocking;
 use crate::pod::config::PodConfig;
+use crate::runtime::STACK_AFFINITY;
 
 pub use self::isolation::{Isolation, Place};
 pub use self::readiness::NetworkState;
@@ -37,6 +38,7 @@ pub struct Network {
     conf_dir: PathBuf,
     template: Mutex<Option<PathBuf>>,
     netns_token: String,
+    stack_name: Option<String>,
     collect_garbage: bool,
     readiness: Arc<Readiness>,
     ports: Arc<HostPorts>,
@@ -64,11 +66,14 @@ impl Network {
             cache_dir: root.join("cni"),
         };
         let ports = Arc::<HostPorts>::default();
+        let affinity = config.stack_name.iter();
+        let affinity = affinity.map(|name| (STACK_AFFINITY, name.into()));
         Self {
-            cni: Cni::new(dirs, config.plugin_timeout),
+            cni: Cni::with_environment(dirs, config.plugin_timeout, affinity),
             conf_dir: config.conf_dir.clone(),
             template: Mutex::new(config.conf_template.clone()),
             netns_token: config.netns_token.clone(),
+            stack_name: config.stack_name.clone(),
             collect_garbage,
             readiness: Arc::default(),
             retries: Arc::new(Retries::new(ports.clone())),
@@ -90,6 +95,11 @@ impl Network {
         let readiness = Arc::clone(&self.readiness);
         tokio::spawn(readiness.keep(self.cni.clone(), self.conf_dir.clone()));
         Ok(())
+    }
+
+    /// The TCP/IP stack that pods belong to, where it is named.
+    pub fn stack_name(&self) -> Option<&str> {
+        self.stack_name.as_deref()
     }
 
     /// Attaches a pod; gives its addresses, the primary one first.

@@ -50,6 +50,17 @@ impl Platform {
         matches!(self, Self::Linux)
     }
 
+    /// A pod's configuration as this platform understands it: also that of a pod which an earlier daemon made.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with an annotation that makes no sense.
+    pub fn adopt_pod(&self, mut config: PodConfig) -> Result<PodConfig> {
+        if let Self::Zos(_) = self {
+            zos::adopt_pod(&mut config)?;
+        }
+        Ok(config)
+    }
+
     /// Whether a pod can be what it is asked to be.
     ///
     /// # Errors

@@ -8,5 +8,6 @@ mod shim;
 pub use features::HandlerFeatures;
 pub use handler::{Handler, Handlers};
 pub use shim::{
-    CreateRequest, ExecRequest, Exit, Shim, ShimError, ShimLauncher, ShimNamespaces, exit_file,
+    CreateRequest, ExecRequest, Exit, STACK_AFFINITY, Shim, ShimError, ShimLauncher,
+    ShimNamespaces, exit_file,
 };

@@ -41,12 +41,20 @@ impl TestNode {
         let range = lpar.range();
         let builder = Self::builder().zos(Service::default()).lpar(lpar);
         let mut node = builder.prepare().await?;
-        let config = json!({
-            "backend": "stack", "interface": "lo", "stack": "TCPIP", "vipaRanges": [range],
-        });
-        plugin::dvipa(&node, config, &[])?;
+        node.use_stack(json!({ "vipaRanges": [range] }))?;
         node.start_daemon().await?;
         Ok(node)
+    }
+
+    /// The node's network is dvipa with its backend for one shared stack, with this configuration beside.
+    ///
+    /// # Errors
+    /// As [`plugin::dvipa`].
+    pub fn use_stack(&self, more: Value) -> Result<()> {
+        let mut config = json!({ "backend": "stack", "interface": "lo", "stack": "TCPIP" });
+        let own = config.as_object_mut().context("an object")?;
+        own.extend(more.as_object().cloned().unwrap_or_default());
+        plugin::dvipa(self, config, &[])
     }
 
     /// The configuration of a pod on the node's network, for what is not about networks.

@@ -20,7 +20,7 @@ use crate::Test;
 use crate::client::Cri;
 use crate::lpar::{Lpar, sysplex};
 use crate::{binaries, images, leaks, lpar, wait};
-use daemon::Daemon;
+use daemon::{Daemon, Surroundings};
 pub use files::Files;
 pub(crate) use slot::LPAR_CGROUP;
 pub use slot::Slot;
@@ -37,7 +37,7 @@ pub struct Builder {
     no_cni: bool,
     root_size: Option<String>,
     allowed: Vec<String>,
-    env: Vec<(String, String)>,
+    surroundings: Surroundings,
     registry: Option<Registry>,
     zos: Option<lpar::Service>,
     lpar: Option<Lpar>,
@@ -111,7 +111,15 @@ impl Builder {
     /// An environment variable of the daemon.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.env.push((name.to_owned(), value.to_owned()));
+        let pair = (name.to_owned(), value.to_owned());
+        self.surroundings.env.push(pair);
+        self
+    }
+
+    /// The daemon and all that it starts lack a capability, named as in setpriv(1): what SAF refuses on z/OS.
+    #[must_use]
+    pub fn without(mut self, capability: &str) -> Self {
+        self.surroundings.lacking.push(capability.to_owned());
         self
     }
 
@@ -151,9 +159,9 @@ impl Builder {
             drop_in.push_str(&format!("[runtime]\ncdi_spec_dirs = [{dir:?}]\n"));
         }
         files.write(&slot, &drop_in, &self.registries)?;
-        let mut env = self.env;
+        let mut surroundings = self.surroundings;
         if let Some(service) = &self.zos {
-            env.push(files.write_zos(&slot, service)?);
+            surroundings.env.push(files.write_zos(&slot, service)?);
         }
         if !self.no_cni {
             files.write_conflist(&slot)?;
@@ -166,7 +174,7 @@ impl Builder {
             registry,
             root_mounted: self.root_size.is_some(),
             allowed: Mutex::new(self.allowed),
-            env,
+            surroundings,
             zos: self.zos.is_some(),
             lpar: self.lpar,
             way_out: None,
@@ -191,7 +199,7 @@ pub struct TestNode {
     files: Files,
     root_mounted: bool,
     allowed: Mutex<Vec<String>>,
-    env: Vec<(String, String)>,
+    surroundings: Surroundings,
     zos: bool,
     lpar: Option<Lpar>,
     /// The way to the registry from the node's own stack.
@@ -300,7 +308,7 @@ impl TestNode {
         ensure!(self.daemon.is_none(), "zcrid runs already");
         let start = Instant::now();
         let stack = sysplex::stack(&self.slot);
-        let (daemon, cri) = Daemon::start(&self.files, &self.env, stack).await?;
+        let (daemon, cri) = Daemon::start(&self.files, &self.surroundings, stack).await?;
         (self.daemon, self.cri) = (Some(daemon), Some(cri));
         Ok(start.elapsed())
     }
@@ -379,7 +387,8 @@ impl TestNode {
     /// # Errors
     /// It cannot be started, or does not end by itself.
     pub async fn run_second_daemon(&self) -> Result<(ExitStatus, String)> {
-        let mut command = daemon::command(&self.files, &self.env, sysplex::stack(&self.slot))?;
+        let mut command =
+            daemon::command(&self.files, &self.surroundings, sysplex::stack(&self.slot))?;
         command
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped());
@@ -461,6 +470,14 @@ impl TestNode {
         let left = self.cri().list_containers(Default::default()).await?;
         ensure!(left.is_empty(), "containers without a pod: {left:?}");
         Ok(())
+    }
+
+    /// `zcrid` with the node's configuration, where its daemon would run: for commands that are no daemon.
+    ///
+    /// # Errors
+    /// It is not built.
+    pub fn zcrid(&self) -> Result<std::process::Command> {
+        daemon::program(&self.files, &self.surroundings, sysplex::stack(&self.slot))
     }
 
     /// The storage root of the images alone.

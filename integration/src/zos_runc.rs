@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 pub use args::{Arguments, Verb};
+pub use check::check;
 pub(crate) use config::VARIABLE;
 pub use config::{Deny, Settings};
 pub use translate::Machine;
@@ -91,7 +92,7 @@ fn prepare(settings: &Settings, arguments: &Arguments) -> Result<()> {
     let text = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
     let spec: Value =
         serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))?;
-    check::check(&spec)?;
+    check(&spec)?;
     let linux = translate::translate(
         &spec,
         bundle,

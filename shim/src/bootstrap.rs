@@ -107,7 +107,11 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), StartError> {
 fn own_namespaces() -> io::Result<()> {
     let ipc = std::env::var_os("ZCRI_SHIM_NEW_IPC").is_some();
     let hostname = std::env::var("ZCRI_SHIM_NEW_UTS").ok();
-    zcri_sys::namespace::enter_new(ipc, hostname.as_deref()).map_err(io::Error::other)
+    // One line is all that the daemon gets to know: what the kernel said belongs into it.
+    zcri_sys::namespace::enter_new(ipc, hostname.as_deref()).map_err(|error| match error.io() {
+        Some(cause) => io::Error::new(cause.kind(), format!("{error}: {cause}")),
+        None => io::Error::other(error),
+    })
 }
 
 /// The daemon raises its limit of open files for itself: containers inherit the node's.

@@ -91,6 +91,7 @@ mod tests {
         std::fs::remove_file(path).unwrap();
     }
 
+    #[cfg(not(feature = "zos-stub"))]
     #[test]
     fn linux_has_no_console_of_the_systems() {
         assert!(system().is_none());

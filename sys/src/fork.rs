@@ -38,8 +38,7 @@ pub fn fork() -> io::Result<Side> {
 /// child must not create threads or raise signals at itself.
 pub(crate) fn fork_as_namespace_init(parent: ParentIs) -> io::Result<Side> {
     require_single_thread()?;
-    // SAFETY: all-zero is a valid `clone_args`: no flag, no pointer.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    let mut args = CloneArgs::default();
     let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
     match parent {
         ParentIs::Caller => args.exit_signal = libc::SIGCHLD.unsigned_abs().into(),
@@ -49,13 +48,22 @@ pub(crate) fn fork_as_namespace_init(parent: ParentIs) -> io::Result<Side> {
     args.flags = flags.unsigned_abs().into();
     // SAFETY: without CLONE_VM and with a null stack this is a fork; `args` lives across the call, and its size
     // is given. No other thread exists (checked above).
-    side(unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw const args,
-            size_of::<libc::clone_args>(),
-        )
-    })
+    side(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })
+}
+
+/// The first version of the kernel's structure (clone(2), "struct clone_args"); the crate libc has it for some machines
+/// only. All zeroes: no flag, no pointer.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
 }
 
 fn side(result: i64) -> io::Result<Side> {

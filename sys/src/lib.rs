@@ -21,5 +21,7 @@ pub mod pod_init;
 pub mod process;
 pub mod signal;
 pub mod vipa;
+#[cfg(any(target_os = "zos", feature = "zos-stub"))]
+mod zos;
 
 pub use error::{Error, Result};

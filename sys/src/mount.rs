@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags};
 
@@ -180,8 +180,29 @@ pub fn unmount(path: &Path) -> Result<()> {
         match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
             Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            // Authority is asked for first. Where nothing is mounted nothing is missing, and what could not be mounted
+            // for want of authority can be undone.
+            Err(Errno::PERM) if !is_mount_point(path) => return Ok(()),
             Err(e) => return Err(Error::path("unmount", path, e)),
         }
+    }
+}
+
+/// Whether something is mounted on `path`, as far as can be told: the answer is yes where it cannot.
+fn is_mount_point(path: &Path) -> bool {
+    let found = rustix::fs::statx(
+        rustix::fs::CWD,
+        path,
+        AtFlags::SYMLINK_NOFOLLOW,
+        StatxFlags::empty(),
+    );
+    match found {
+        Ok(found) => {
+            let root = StatxAttributes::MOUNT_ROOT;
+            !found.stx_attributes_mask.contains(root) || found.stx_attributes.contains(root)
+        }
+        Err(Errno::NOENT) => false,
+        Err(_) => true,
     }
 }
 

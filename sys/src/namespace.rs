@@ -298,7 +298,8 @@ fn loopback_up() -> Result<()> {
     // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
-        *to = from.cast_signed();
+        // Signed on some machines only.
+        *to = libc::c_char::try_from(*from).unwrap_or_default();
     }
     let flags = libc::IFF_UP | libc::IFF_RUNNING;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(|_| {

@@ -21,7 +21,11 @@ use std::net::IpAddr;
 use crate::{Error, Result};
 
 /// What this program was built with.
+#[cfg(not(feature = "zos-stub"))]
 pub const BUILT_WITH: Option<&str> = option_env!("ZCRI_DVREQ");
+/// What this program was built with: the numbers of the stand-in for z/OS.
+#[cfg(feature = "zos-stub")]
+pub const BUILT_WITH: Option<&str> = Some(crate::zos::DVREQ);
 
 /// What is to be done with an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,39 +222,14 @@ pub fn request(layout: &Layout, action: Action, ip: IpAddr) -> Result<Answer> {
     }
 }
 
-#[cfg(target_os = "zos")]
+#[cfg(any(target_os = "zos", feature = "zos-stub"))]
 fn ioctl(layout: &Layout, action: Action, ip: IpAddr) -> io::Result<()> {
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-
-    let family = if ip.is_ipv4() {
-        libc::AF_INET
-    } else {
-        libc::AF_INET6
-    };
-    // SAFETY: the call has no pointers.
-    let socket = unsafe { libc::socket(family, libc::SOCK_DGRAM, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new, and nobody else knows it.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let mut bytes = layout.encode(action, ip);
     // SAFETY: `bytes` is the whole structure that the command reads and writes, by the system's own header.
-    let answer = unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            layout.command(ip).cast_signed(),
-            bytes.as_mut_ptr(),
-        )
-    };
-    if answer < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    unsafe { crate::zos::socket_ioctl(ip.is_ipv6(), layout.command(ip), &mut bytes) }
 }
 
-#[cfg(not(target_os = "zos"))]
+#[cfg(not(any(target_os = "zos", feature = "zos-stub")))]
 fn ioctl(_layout: &Layout, _action: Action, _ip: IpAddr) -> io::Result<()> {
     Err(io::Error::new(
         io::ErrorKind::Unsupported,
@@ -319,6 +298,7 @@ mod tests {
         }
     }
 
+    #[cfg(not(feature = "zos-stub"))]
     #[test]
     fn elsewhere_it_is_unsupported() {
         let layout = Layout::parse(SAMPLE).unwrap();

@@ -33,6 +33,8 @@ pub(crate) struct Runner {
     cni_path: OsString,
     /// `PATH`
     path: OsString,
+    /// What else is in the environment of plugins.
+    environment: Vec<(&'static str, OsString)>,
     timeout: Duration,
     pub(crate) cache: Cache,
     /// ADD and DEL share it, GC has it alone. Source: SPEC.md section 3, "Lifecycle & Ordering".
@@ -42,7 +44,12 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    pub(crate) fn new(plugin_dirs: Vec<PathBuf>, cache: Cache, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        plugin_dirs: Vec<PathBuf>,
+        cache: Cache,
+        timeout: Duration,
+        environment: Vec<(&'static str, OsString)>,
+    ) -> Self {
         let cni_path = plugin_dirs
             .iter()
             .map(|dir| dir.as_os_str())
@@ -53,6 +60,7 @@ impl Runner {
             plugin_dirs,
             cni_path,
             path,
+            environment,
             timeout,
             cache,
             gate: RwLock::new(()),
@@ -113,6 +121,7 @@ impl Runner {
             ("CNI_PATH", self.cni_path.clone()),
             ("PATH", self.path.clone()),
         ];
+        env.extend(self.environment.iter().cloned());
         env.extend_from_slice(parameters);
         // A map with string keys always becomes JSON.
         let stdin = Value::Object(request.clone()).to_string().into_bytes();

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -57,12 +58,23 @@ impl Cni {
     /// clean up (DEL, GC): one that hangs must not keep the others from it.
     #[must_use]
     pub fn new(dirs: CniDirs, timeout: Duration) -> Self {
+        Self::with_environment(dirs, timeout, [])
+    }
+
+    /// As [`Cni::new`], with variables in the environment of every plugin beside those of the specification.
+    #[must_use]
+    pub fn with_environment(
+        dirs: CniDirs,
+        timeout: Duration,
+        variables: impl IntoIterator<Item = (&'static str, OsString)>,
+    ) -> Self {
         let CniDirs {
             conf_dir,
             plugin_dirs,
             cache_dir,
         } = dirs;
-        let runner = Runner::new(plugin_dirs, Cache::new(cache_dir), timeout);
+        let variables = variables.into_iter().collect();
+        let runner = Runner::new(plugin_dirs, Cache::new(cache_dir), timeout, variables);
         Self {
             conf_dir: conf_dir.into(),
             runner: Arc::new(runner),

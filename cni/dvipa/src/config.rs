@@ -1,6 +1,6 @@
 //! The plugin's configuration: JSON to a typed, validated [`Config`]. An unknown key is an error.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,6 +15,10 @@ use crate::{
 const DEFAULT_DATA_DIR: &str = "/run/zcri/dvipa";
 /// What one TCP/IP stack of z/OS has at most, whoever made them. Source: zos-facts, section 1 "Limits".
 const DEFAULT_MAX_VIPAS: usize = 1024;
+/// Long enough for an answer from any system of a sysplex, and short beside the start of a pod.
+const DEFAULT_PROBE: Duration = Duration::from_millis(100);
+/// In milliseconds: a pod waits for it, perhaps for several addresses.
+const MAX_PROBE: u64 = 5_000;
 
 /// What the administrator wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +37,8 @@ pub struct Config {
     pub node: Option<String>,
     /// Name of the TCP/IP stack.
     pub stack: String,
+    /// How long an address is asked for in the network before it is taken; zero is not at all.
+    pub probe: Duration,
     /// File for the log, beside standard error.
     pub log_file: Option<PathBuf>,
     /// What the result says about DNS.
@@ -148,6 +154,7 @@ struct Raw {
     data_dir: Option<PathBuf>,
     node: Option<String>,
     stack: Option<String>,
+    probe_milliseconds: Option<u64>,
     log_file: Option<PathBuf>,
 
     mtu: Option<u32>,
@@ -227,6 +234,7 @@ impl Config {
                 .unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             node: file_name("node", raw.node.take())?,
             stack: file_name("stack", raw.stack.take())?.unwrap_or_else(|| "default".to_owned()),
+            probe: probe(raw.probe_milliseconds, raw.backend)?,
             log_file: absolute("logFile", raw.log_file.take())?,
             requested: requested(&runtime.ips)?,
             cgroup_path: runtime.cgroup_path.take().filter(|path| !path.is_empty()),
@@ -289,6 +297,19 @@ fn backend(raw: Raw, mac: Option<String>) -> Result<BackendConfig> {
         },
         Kind::Zos => BackendConfig::Zos,
     })
+}
+
+/// The other backends cannot take over an address that is active elsewhere.
+fn probe(given: Option<u64>, backend: Kind) -> Result<Duration> {
+    match given {
+        Some(millis) if millis > MAX_PROBE => {
+            let reason = format!("{millis} is more than {MAX_PROBE}");
+            Err(wrong("probeMilliseconds", reason))
+        }
+        Some(millis) => Ok(Duration::from_millis(millis)),
+        None if backend == Kind::Zos => Ok(DEFAULT_PROBE),
+        None => Ok(Duration::ZERO),
+    }
 }
 
 /// 68 is the least of IPv4 (RFC 791); 0 is, as for other plugins, none. A pod with IPv6 needs 1280 (RFC 8200), which

@@ -21,6 +21,7 @@ pub mod backend;
 pub mod config;
 pub mod error;
 pub mod log;
+mod probe;
 pub mod ranges;
 pub mod reply;
 pub mod request;

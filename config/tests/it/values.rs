@@ -86,7 +86,12 @@ fn every_key_is_read() {
         path = "/x/wasm"
         type = "shim"
         root = "/x/root"
+        [runtime.handlers.zos]
+        path = "/x/runc"
         output_code_page = "IBM-1047 untagged"
+        [runtime.handlers.off]
+        path = "/x/runc"
+        output_code_page = "none"
         [network]
         conf_dir = "/c"
         plugin_dirs = ["/p", "/q"]
@@ -148,11 +153,21 @@ fn every_key_is_read() {
         path: "/x/wasm".into(),
         kind: HandlerType::Shim,
         root: Some("/x/root".into()),
-        output: Some("IBM-1047 untagged".parse().unwrap()),
+        output: None,
+    };
+    let oci = |output: Option<&str>| Handler {
+        path: "/x/runc".into(),
+        kind: HandlerType::Oci,
+        root: None,
+        output: output.map(|rule| rule.parse().unwrap()),
     };
     assert_eq!(
         config.runtime.handlers,
-        BTreeMap::from([("wasm".to_owned(), handler.clone())])
+        BTreeMap::from([
+            ("off".to_owned(), oci(None)),
+            ("wasm".to_owned(), handler.clone()),
+            ("zos".to_owned(), oci(Some("IBM-1047 untagged"))),
+        ])
     );
     assert_eq!(config.runtime.handler(""), Some(("wasm", &handler)));
     assert_eq!(config.runtime.handler("runc"), None);
@@ -228,6 +243,11 @@ const WRONG: &[(&str, &str, &str)] = &[
         "runtime.handlers.runc",
         "output_code_page = \"UTF-8\"",
         "code page",
+    ),
+    (
+        "runtime.handlers.runc",
+        "type = \"shim\"\noutput_code_page = \"IBM-1047\"",
+        "writes the log itself",
     ),
     ("console", "output = \"console.log\"", "absolute"),
     ("console", "output = true", "string"),

@@ -47,6 +47,14 @@ pub enum ImageError {
         /// Which rule.
         reason: String,
     },
+    /// The administrator's policy does not let the image in.
+    #[error("`{reference}` is not let in: {reason}")]
+    Refused {
+        /// The reference.
+        reference: String,
+        /// Which file, and which rule of it.
+        reason: Arc<str>,
+    },
     /// What configuration gives for a registry cannot be used.
     #[error("registry {host} is configured wrongly: {reason}")]
     BadEndpoint {
@@ -224,6 +232,12 @@ pub enum ImageError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// The image is another program's, in a store that is only read.
+    #[error("image {image} is in the additional store of another program, which has to remove it")]
+    ReadOnly {
+        /// The id.
+        image: String,
     },
     /// The image to be leased is not here.
     #[error("image {image} is not in the store")]

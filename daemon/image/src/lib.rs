@@ -33,4 +33,4 @@ pub use platform::Platform;
 pub use pull::{Progress, PullRequest};
 pub use reference::ImageReference;
 pub use registry::{Credentials, DefaultHosts, Endpoint, RegistryHosts, Timeouts};
-pub use store::{BrokenRecord, ImageStore, StoreConfig, Usage};
+pub use store::{AdditionalStores, BrokenRecord, ImageStore, StoreConfig, Usage};

@@ -18,6 +18,7 @@
 //!   again.
 //! - One process owns a store.
 
+mod additional;
 mod catalog;
 mod commit;
 mod layers;
@@ -41,6 +42,7 @@ use crate::platform::Platform;
 use crate::pull::{Flights, PullRequest};
 use crate::registry::{HttpClients, RegistryHosts, Timeouts};
 
+pub use additional::AdditionalStores;
 use catalog::Catalog;
 pub(crate) use commit::Pulled;
 use layers::LayerTable;

@@ -51,7 +51,8 @@ fn signatures(config: &Config, area: &mut Area<'_>) {
         PolicyFile::Absent if config.platform.kind == PlatformKind::Zos => area.fail(
             what,
             format!("{} is not there: no image is let in", path.display()),
-            "make it: containers-policy.json(5)",
+            "make it: containers-policy.json(5), such as {\"default\":[{\"type\":\"reject\"}],\"transports\":{\"docker\":\
+             {\"icr.io/zoscp\":[{\"type\":\"insecureAcceptAnything\"}]}}}",
         ),
         PolicyFile::Absent => area.warn(
             what,

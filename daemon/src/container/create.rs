@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
+use zcri_codepage::Rule;
 use zcri_config::WlmTarget;
 use zcri_image::Image;
 use zcri_sys::cgroup;
@@ -17,6 +18,7 @@ use zcri_sys::mount::{IdMap, Overlay, Writable};
 
 use super::config::{ContainerConfig, PidMode, Resources};
 use super::host;
+use super::output;
 use super::prepared::{self, Workshop};
 use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, SpecInput};
 use super::state::{ContainerState, ContainerView, Exited};
@@ -38,6 +40,8 @@ struct Parts {
     /// The same of images that are mounted, by the number of the mount.
     volumes: BTreeMap<usize, Vec<PathBuf>>,
     features: HandlerFeatures,
+    /// What its output is converted from.
+    output: Option<Rule>,
 }
 
 /// Makes a container in a pod that is ready. On failure nothing is left.
@@ -50,10 +54,9 @@ pub(crate) async fn prepare(
     let config = node.platform.adopt(&pod.config, config)?;
     let image = find_image(node, &config)?;
     let volumes = ImageVolumes::find(&node.images, &config)?;
-    let features = node
-        .handlers
-        .features(node.handlers.get(&pod.handler)?)
-        .await;
+    let handler = node.handlers.get(&pod.handler)?;
+    let output = output::rule(&pod.config, &config, &image.config.labels, handler.output)?;
+    let features = node.handlers.features(handler).await;
     let id = ContainerId::random();
     let record = first_record(node, pod, &id, &config, &image, &volumes, wire);
     let making = {
@@ -64,6 +67,7 @@ pub(crate) async fn prepare(
                 volumes: volumes.lease(&node.images, &id)?,
                 image,
                 features,
+                output,
             };
             make(&node, &pod, &id, config, &parts, record)
         }
@@ -91,7 +95,7 @@ fn make(
         written.map_err(|e| Error::node("record a container", e))
     };
     put(&record)?;
-    make_root(node, pod, id, &parts.lower).map_err(|e| node.platform.explain(e))?;
+    make_root(node, pod, id, &parts.lower)?;
     record.user = write_spec(node, pod, id, &config, parts, &record)?;
     record.phase = ContainerPhase::Created;
     put(&record)?;
@@ -313,6 +317,7 @@ fn write_spec(
     };
     let wlm = node.platform.classify(&pod.config, config, &pod.handler);
     let mut spec = node.platform.spec(&input, wlm.as_ref())?;
+    output::annotate(&mut spec, parts.output);
     if node.platform.has_limits() {
         spec::set_rlimits(&mut spec, &node.rlimits);
     }

@@ -13,14 +13,14 @@ use super::Services;
 use super::status::to_status;
 use crate::error::{Chain, Error, Result};
 use crate::messages;
-use crate::metrics::Operations;
+use crate::node::Node;
 
 /// A call that is being served.
 pub(super) struct Call {
     rpc: &'static str,
     begun: Instant,
     span: Span,
-    operations: Arc<Operations>,
+    node: Arc<Node>,
 }
 
 impl Services {
@@ -30,7 +30,7 @@ impl Services {
             rpc,
             begun: Instant::now(),
             span: span(rpc, pod, container),
-            operations: self.pods.node().operations.clone(),
+            node: self.pods.node().clone(),
         }
     }
 }
@@ -78,7 +78,8 @@ pub(super) async fn change<T: Send + 'static>(
 
 fn finish<T>(result: Result<T>, call: &Call) -> Result<Response<T>, Status> {
     let _entered = call.span.enter();
-    let note = |code| call.operations.note(call.rpc, call.begun.elapsed(), code);
+    let operations = &call.node.operations;
+    let note = |code| operations.note(call.rpc, call.begun.elapsed(), code);
     match result {
         Ok(answer) => {
             note(None);
@@ -86,6 +87,7 @@ fn finish<T>(result: Result<T>, call: &Call) -> Result<Response<T>, Status> {
             Ok(Response::new(answer))
         }
         Err(error) => {
+            let error = call.node.platform.explain(error);
             let status = to_status(&error);
             tell_operator(&error, status.code());
             note(Some(status.code()));

@@ -21,7 +21,10 @@ pub(super) async fn run(
     request: api::RunPodSandboxRequest,
 ) -> Result<api::RunPodSandboxResponse> {
     let given = request.config.unwrap_or_default();
-    let config = convert::pod_config(&given)?;
+    let config = pods
+        .node()
+        .platform
+        .adopt_pod(convert::pod_config(&given)?)?;
     deprecated::of_pod(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,

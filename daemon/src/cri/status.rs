@@ -67,7 +67,9 @@ fn image_code(error: &ImageError) -> Code {
         | ImageError::UnknownImage { .. }
         | ImageError::UnknownLayer { .. } => Code::NotFound,
         ImageError::Unauthorized { status: 401, .. } => Code::Unauthenticated,
-        ImageError::Unauthorized { .. } | ImageError::Blocked { .. } => Code::PermissionDenied,
+        ImageError::Unauthorized { .. }
+        | ImageError::Blocked { .. }
+        | ImageError::Refused { .. } => Code::PermissionDenied,
         ImageError::RateLimited { .. }
         | ImageError::LimitExceeded { .. }
         | ImageError::DiskFull { .. } => Code::ResourceExhausted,
@@ -77,6 +79,7 @@ fn image_code(error: &ImageError) -> Code {
         | ImageError::UnsafePath { .. }
         | ImageError::InvalidLayer { .. }
         | ImageError::BrokenRecord { .. } => Code::DataLoss,
+        ImageError::ReadOnly { .. } => Code::FailedPrecondition,
         ImageError::Interrupted { .. } => Code::Aborted,
         ImageError::BadEndpoint { .. } | ImageError::Attribute { .. } | ImageError::Io { .. } => {
             Code::Internal

@@ -15,7 +15,7 @@ use crate::container::config::{
 };
 use crate::container::spec::NodeFacts;
 use crate::error::{Error, Result};
-use crate::pod::config::PodConfig;
+use crate::pod::config::{PodConfig, PodScope};
 use crate::runtime::HandlerFeatures;
 
 /// What the configuration says of a z/OS node.
@@ -113,6 +113,26 @@ pub(super) fn check_pod(config: &PodConfig) -> Result<()> {
         return refuse("config.linux.sysctls", "there are no sysctls");
     }
     Ok(())
+}
+
+/// Annotation of z/OS Container Platform by which a pod or container has the node's network: its only known value is
+/// "host".
+const OVERRIDE_NETWORKING: &str = "zoscp.ibm.com/override-networking";
+
+/// See [`super::Platform::adopt_pod`].
+pub(super) fn adopt_pod(config: &mut PodConfig) -> Result<()> {
+    match config.annotations.get(OVERRIDE_NETWORKING) {
+        None => Ok(()),
+        Some(word) if word == "host" => {
+            config.namespaces.network = PodScope::Node;
+            Ok(())
+        }
+        Some(other) => Err(Error::Invalid {
+            field: "config.annotations[\"zoscp.ibm.com/override-networking\"]",
+            value: other.clone(),
+            reason: "only \"host\" is known".to_owned(),
+        }),
+    }
 }
 
 /// See [`super::Platform::check_runtime`]. features.md has no place to announce `zos`, so that the newest version that a

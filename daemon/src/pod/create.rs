@@ -164,7 +164,7 @@ async fn build(
         let own = own_namespaces(node, config)?;
         let started = node.launcher.start(id.as_str(), &files.bundle, &own).await;
         let failed = |source| runtime_error("start the shim", id, source);
-        let shim = started.map_err(|e| node.platform.explain(failed(e)))?;
+        let shim = started.map_err(failed)?;
         if let Some(cgroup) = stack {
             let pid = shim.pid().await;
             let pid = pid.map_err(|source| runtime_error("ask the shim", id, source))?;
@@ -250,14 +250,19 @@ async fn make_bundle(
 
 /// The namespaces that the pod's shim has for the pod, where zcrid pins none.
 fn own_namespaces(node: &Node, config: &PodConfig) -> Result<ShimNamespaces> {
+    let stack = node.network.stack_name().map(str::to_owned);
     if node.platform.pins_namespaces() {
-        return Ok(ShimNamespaces::default());
+        return Ok(ShimNamespaces {
+            stack,
+            ..ShimNamespaces::default()
+        });
     }
     let uts = config.namespaces.network == PodScope::Pod;
     let hostname = host_name(config).map_err(|e| Error::node("read the host's name", e))?;
     Ok(ShimNamespaces {
         ipc: config.namespaces.ipc == PodScope::Pod,
         hostname: uts.then_some(hostname),
+        stack,
     })
 }
 

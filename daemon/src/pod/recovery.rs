@@ -128,7 +128,8 @@ async fn recover_pod(
         }
         record.phase = PodPhase::Stopped;
     }
-    let config = match (node.wire.decode_pod)(&record.config) {
+    let decoded = (node.wire.decode_pod)(&record.config);
+    let config = match decoded.and_then(|config| node.platform.adopt_pod(config)) {
         Ok(config) => Arc::new(config),
         Err(error) => {
             tracing::error!(pod = %id, error = %Chain(&error), "the record of a pod is not understood");

@@ -208,6 +208,7 @@ mod tests {
             name: "h".into(),
             path: "/handler".into(),
             root: None,
+            output: None,
             systemd_cgroup: false,
         };
         let of = |handler| OrphanRuntime::of(bundle.path(), handler);

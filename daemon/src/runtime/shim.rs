@@ -111,6 +111,10 @@ impl From<ttrpc::Error> for ShimError {
     }
 }
 
+/// The stack that the sockets of a process and of all that it starts use, where a system has several. Source: IBM, z/OS
+/// UNIX System Services Planning, "_BPXK_SETIBMOPT_TRANSPORT".
+pub const STACK_AFFINITY: &str = "_BPXK_SETIBMOPT_TRANSPORT";
+
 /// Namespaces that a shim makes for itself, and so for all that it starts. The default is none.
 #[derive(Debug, Clone, Default)]
 pub struct ShimNamespaces {
@@ -118,6 +122,8 @@ pub struct ShimNamespaces {
     pub ipc: bool,
     /// A UTS namespace with this host name.
     pub hostname: Option<String>,
+    /// The TCP/IP stack that it and all that it starts have affinity to.
+    pub stack: Option<String>,
 }
 
 impl ShimNamespaces {
@@ -128,7 +134,8 @@ impl ShimNamespaces {
             .hostname
             .clone()
             .map(|name| ("ZCRI_SHIM_NEW_UTS", name));
-        ipc.into_iter().chain(uts).collect()
+        let stack = self.stack.clone().map(|name| (STACK_AFFINITY, name));
+        ipc.into_iter().chain(uts).chain(stack).collect()
     }
 }
 

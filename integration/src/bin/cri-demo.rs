@@ -323,29 +323,28 @@ fn short(id: &str) -> &str {
     &hex[..hex.len().min(12)]
 }
 
-/// Whether an ELF program needs no interpreter: no PT_INTERP among the program headers of a 64-bit file (elf(5)).
+/// Whether an ELF program needs no interpreter: no PT_INTERP among the program headers of a 64-bit file, whose byte order
+/// is in its own sixth byte (elf(5)).
 fn is_static(elf: &[u8]) -> bool {
-    const PT_INTERP: u32 = 3;
-    let half = |at: usize| {
-        Some(usize::from(u16::from_ne_bytes(
-            elf.get(at..at + 2)?.try_into().ok()?,
-        )))
+    const PT_INTERP: usize = 3;
+    const BIG_ENDIAN: u8 = 2;
+    let number = |at: usize, width: usize| -> Option<usize> {
+        let mut bytes = elf.get(at..at + width)?.to_vec();
+        if elf.get(5) != Some(&BIG_ENDIAN) {
+            bytes.reverse();
+        }
+        Some(
+            bytes
+                .iter()
+                .fold(0, |sum, byte| sum << 8 | usize::from(*byte)),
+        )
     };
     let scan = || -> Option<bool> {
-        let table = usize::try_from(u64::from_ne_bytes(elf.get(32..40)?.try_into().ok()?)).ok()?;
-        let (size, count) = (half(54)?, half(56)?);
-        let kinds = (0..count).map(|n| {
-            elf.get(table + n * size..table + n * size + 4)?
-                .try_into()
-                .ok()
-                .map(u32::from_ne_bytes)
-        });
-        Some(
-            kinds
-                .collect::<Option<Vec<u32>>>()?
-                .into_iter()
-                .all(|kind| kind != PT_INTERP),
-        )
+        let table = number(32, 8)?;
+        let (size, count) = (number(54, 2)?, number(56, 2)?);
+        let kinds = (0..count).map(|n| number(table + n * size, 4));
+        let kinds = kinds.collect::<Option<Vec<usize>>>()?;
+        Some(kinds.into_iter().all(|kind| kind != PT_INTERP))
     };
     elf.starts_with(b"\x7fELF") && scan().unwrap_or(false)
 }

@@ -1,5 +1,6 @@
 //! The daemon's process: start, readiness, end, log.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -17,6 +18,15 @@ use crate::wait;
 /// Lines of the log that go into a message.
 const TAIL: usize = 60;
 
+/// What a daemon is started with and without.
+#[derive(Debug, Default)]
+pub(super) struct Surroundings {
+    /// Variables of its environment.
+    pub(super) env: Vec<(String, String)>,
+    /// Capabilities that it and all that it starts lack, as setpriv(1) has them.
+    pub(super) lacking: Vec<String>,
+}
+
 /// A running `zcrid`.
 #[derive(Debug)]
 pub(super) struct Daemon {
@@ -27,11 +37,11 @@ impl Daemon {
     /// Starts the daemon and waits until it serves.
     pub(super) async fn start(
         files: &Files,
-        env: &[(String, String)],
+        surroundings: &Surroundings,
         stack: Option<PathBuf>,
     ) -> Result<(Self, Cri)> {
         let mut daemon = Self {
-            child: command(files, env, stack)?
+            child: command(files, surroundings, stack)?
                 .spawn()
                 .context("starting zcrid")?,
         };
@@ -69,35 +79,52 @@ impl Daemon {
 /// if it has one of its own. It dies with the harness.
 pub(super) fn command(
     files: &Files,
-    env: &[(String, String)],
+    surroundings: &Surroundings,
     stack: Option<PathBuf>,
 ) -> Result<Command> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
         .open(&files.log)?;
-    let program = binaries::ours("zcrid")?;
-    let mut command = match stack {
-        None => Command::new(program),
-        Some(stack) => {
-            // It becomes the program; `ip netns exec` would hide the control groups.
-            let mut command = Command::new(binaries::system("nsenter", "util-linux")?);
-            let mut net = std::ffi::OsString::from("--net=");
-            net.push(stack);
-            command.arg(net).arg(program);
-            command
-        }
-    };
+    let mut command = Command::from(program(files, surroundings, stack)?);
     command
-        .arg("--config")
-        .arg(&files.config)
         .env("NO_COLOR", "1")
         .env("RUST_BACKTRACE", "1")
-        .envs(env.iter().map(|(key, value)| (key, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .kill_on_drop(true);
+    Ok(command)
+}
+
+/// `zcrid` on these files.
+pub(super) fn program(
+    files: &Files,
+    surroundings: &Surroundings,
+    stack: Option<PathBuf>,
+) -> Result<std::process::Command> {
+    // Each word becomes the next one's program.
+    let mut words: Vec<OsString> = Vec::new();
+    if let Some(stack) = stack {
+        // `ip netns exec` would hide the control groups.
+        let mut net = OsString::from("--net=");
+        net.push(stack);
+        words.extend([binaries::system("nsenter", "util-linux")?.into(), net]);
+    }
+    if !surroundings.lacking.is_empty() {
+        words.push(binaries::system("setpriv", "util-linux")?.into());
+        let lacking = surroundings.lacking.join(",-");
+        for set in ["--inh-caps", "--bounding-set"] {
+            words.push(format!("{set}=-{lacking}").into());
+        }
+    }
+    words.push(binaries::ours("zcrid")?.into());
+    let mut command = std::process::Command::new(words.remove(0));
+    command
+        .args(words)
+        .arg("--config")
+        .arg(&files.config)
+        .envs(surroundings.env.iter().map(|(key, value)| (key, value)));
     Ok(command)
 }
 

@@ -35,9 +35,11 @@ const USER: [&str; 4] = ["uid", "gid", "umask", "additionalGids"];
 /// Kinds of namespaces that the `zos` object can have.
 pub(super) const NAMESPACES: [&str; 4] = ["pid", "mount", "ipc", "uts"];
 
+/// Whether a specification is one that a runtime on z/OS takes.
+///
 /// # Errors
 /// The property that is wrong.
-pub(super) fn check(spec: &Value) -> Result<()> {
+pub fn check(spec: &Value) -> Result<()> {
     let Some(top) = spec.as_object() else {
         bail!("config.json is no object")
     };

@@ -45,6 +45,18 @@ pub struct Message {
     reserved5: [u8; 12],
 }
 
+#[cfg(feature = "zos-stub")]
+impl Message {
+    /// The text.
+    ///
+    /// # Safety
+    /// The text that the message points to lives as long as the result.
+    pub(crate) unsafe fn text(&self) -> &[u8] {
+        // SAFETY: the caller's promise, and the length is the text's.
+        unsafe { std::slice::from_raw_parts(self.text, self.length as usize) }
+    }
+}
+
 /// The system's call.
 pub trait ConsoleCall: Send + Sync {
     /// `__console2(message, modify, command)`: sends `message` if it is not null, and waits for a command if `command`
@@ -137,38 +149,31 @@ fn modify_text(buffer: &[u8]) -> String {
     text.trim().to_owned()
 }
 
-#[cfg(target_os = "zos")]
+#[cfg(any(target_os = "zos", feature = "zos-stub"))]
 mod call {
     use super::*;
 
-    /// The C library's.
+    /// The system's.
     #[derive(Debug)]
-    pub(super) struct CLibrary;
+    pub(super) struct System;
 
-    unsafe extern "C" {
-        fn __console2(message: *const Message, modify: *mut u8, command: *mut u32) -> i32;
-    }
-
-    impl ConsoleCall for CLibrary {
+    impl ConsoleCall for System {
         unsafe fn console2(
             &self,
             message: *const Message,
             modify: *mut u8,
             command: *mut u32,
         ) -> io::Result<()> {
-            // SAFETY: the caller's promise is that of the C function.
-            if unsafe { __console2(message, modify, command) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
+            // SAFETY: the caller's promise is that of the call.
+            unsafe { crate::zos::console2(message, modify, command) }
         }
     }
 }
 
 /// The console of this system, if it is z/OS.
-#[cfg(target_os = "zos")]
+#[cfg(any(target_os = "zos", feature = "zos-stub"))]
 pub(super) fn system() -> Option<(Box<dyn Console>, Box<dyn Requests>)> {
-    let call = Arc::new(call::CLibrary);
+    let call = Arc::new(call::System);
     Some((
         Box::new(SystemConsole::new(Arc::clone(&call))),
         Box::new(SystemConsole::new(call)),
@@ -176,7 +181,7 @@ pub(super) fn system() -> Option<(Box<dyn Console>, Box<dyn Requests>)> {
 }
 
 /// The console of this system, if it is z/OS.
-#[cfg(not(target_os = "zos"))]
+#[cfg(not(any(target_os = "zos", feature = "zos-stub")))]
 pub(super) fn system() -> Option<(Box<dyn Console>, Box<dyn Requests>)> {
     None
 }

@@ -194,7 +194,13 @@ impl Lab {
 
     /// The command, in the host's namespace, with a program and arguments before the binary.
     pub(crate) fn command(&self, before: &[&str], verb: &str, id: &str, netns: &Path) -> Command {
-        let mut words = before.iter().copied().chain([DVIPA]);
+        let words: Vec<&str> = before.iter().copied().chain([DVIPA]).collect();
+        self.command_of(&words, verb, id, netns)
+    }
+
+    /// As [`Lab::command`], of another program.
+    pub(crate) fn command_of(&self, words: &[&str], verb: &str, id: &str, netns: &Path) -> Command {
+        let mut words = words.iter();
         let mut command = Command::new(words.next().unwrap());
         command
             .args(words)

@@ -16,3 +16,5 @@ mod node;
 mod protocol;
 mod stack;
 mod stress;
+#[cfg(feature = "zos-stub")]
+mod zos;

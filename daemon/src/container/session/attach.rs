@@ -1,6 +1,6 @@
 //! Attach sessions: the streams of a container's own process.
 //!
-//! Output comes from the shim, which copies it to FIFOs; input goes into the container's own FIFO, past the shim if
+//! Output comes from the shim, which copies it to FIFOs and converts it; input goes into the container's own FIFO, past the shim if
 //! there is no terminal. What the end of a client's input means is what containerd and CRI-O make of it: it is the
 //! end of the container's if the container gives its input away once and has no terminal, and detaches otherwise.
 
@@ -74,7 +74,7 @@ pub(crate) async fn attach(
             }
             String::new()
         };
-        pipe.map(|pipe| -> Output { Box::new(FifoOutput::new(pipe, over)) })
+        pipe.map(|pipe| -> Output { Box::new(FifoOutput::new(pipe, over, None)) })
     };
     Ok(Session {
         stdin,

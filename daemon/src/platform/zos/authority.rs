@@ -3,6 +3,8 @@
 //! "Operation not permitted" alone sends an operator through half of the security server. Each privileged call of the
 //! daemon, its shim and the OCI runtime needs a known SAF profile; the error names it.
 
+use zcri_image::ImageError;
+
 use crate::error::{Chain, Error};
 
 /// A privileged call by the words that the error's text has for it, and what to grant.
@@ -37,7 +39,7 @@ const PRIVILEGES: &[Privilege] = &[
         grant: "READ to BPX.FILEATTR.APF, BPX.FILEATTR.PROGCTL and BPX.FILEATTR.SHARELIB in class FACILITY",
     },
     Privilege {
-        words: &["setuid", "setgid", "setgroups", "seteuid"],
+        words: &["setuid", "setgid", "setgroups", "seteuid", "setup user"],
         grant: "READ to BPX.DAEMON in class FACILITY",
     },
     Privilege {
@@ -63,7 +65,12 @@ const REFUSALS: &[&str] = &[
 #[must_use]
 pub fn explain(error: Error) -> Error {
     let text = Chain(&error).to_string();
-    match grant(&text) {
+    let grant = match caller(&error) {
+        Caller::Daemon => grant(&text),
+        Caller::Runtime => known(&text),
+        Caller::Nobody => None,
+    };
+    match grant {
         Some(grant) => Error::Authority {
             grant,
             source: Box::new(error),
@@ -72,17 +79,45 @@ pub fn explain(error: Error) -> Error {
     }
 }
 
+/// Whose call failed.
+enum Caller {
+    /// The daemon's own, or a plugin's.
+    Daemon,
+    /// The OCI runtime's, which also tells of what the container itself may not: its program may not be executable.
+    Runtime,
+    /// No call of this system's: a registry refuses access too.
+    Nobody,
+}
+
+fn caller(error: &Error) -> Caller {
+    match error {
+        Error::Network { .. } | Error::Node { .. } => Caller::Daemon,
+        Error::Runtime { .. } => Caller::Runtime,
+        Error::Image { source, .. } => match **source {
+            ImageError::Attribute { .. } | ImageError::Io { .. } => Caller::Daemon,
+            _ => Caller::Nobody,
+        },
+        Error::Shared(error) => caller(error),
+        _ => Caller::Nobody,
+    }
+}
+
 /// What to grant so that an operation that failed with this text succeeds; none when authority is not what was missing.
 #[must_use]
 pub fn grant(text: &str) -> Option<&'static str> {
+    is_refusal(text).then(|| known(text).unwrap_or(SUPERUSER))
+}
+
+/// As [`grant`], if the call is known.
+fn known(text: &str) -> Option<&'static str> {
+    let asks = |privilege: &&Privilege| privilege.words.iter().any(|word| text.contains(word));
+    let known = PRIVILEGES.iter().find(asks).filter(|_| is_refusal(text));
+    known.map(|privilege| privilege.grant)
+}
+
+fn is_refusal(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    if !REFUSALS.iter().any(|refusal| lower.contains(refusal)) {
-        return None;
-    }
-    let known = PRIVILEGES
-        .iter()
-        .find(|privilege| privilege.words.iter().any(|word| text.contains(word)));
-    Some(known.map_or(SUPERUSER, |privilege| privilege.grant))
+    REFUSALS.iter().any(|refusal| lower.contains(refusal))
 }
 
 #[cfg(test)]
@@ -117,6 +152,34 @@ mod tests {
             let grant = grant(text).unwrap();
             assert!(grant.contains(profile), "{text}: {grant}");
         }
+    }
+
+    #[test]
+    fn a_refusal_by_others_is_none_of_the_systems() {
+        let image = |source| Error::Image {
+            reference: "a".into(),
+            source: Box::new(source),
+        };
+        let registry = image(ImageError::Unauthorized {
+            host: "h".into(),
+            repository: "r".into(),
+            status: 403,
+            message: "permission denied to mount".into(),
+        });
+        assert!(matches!(explain(registry), Error::Image { .. }));
+        let io = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        let disk = image(ImageError::Io {
+            action: "change the owner of",
+            path: "x".into(),
+            source: std::sync::Arc::new(io),
+        });
+        assert!(matches!(explain(disk), Error::Authority { .. }));
+        let program = Error::Runtime {
+            action: "start",
+            id: "c".into(),
+            source: "exec: \"/x\": permission denied".into(),
+        };
+        assert!(matches!(explain(program), Error::Runtime { .. }));
     }
 
     #[test]

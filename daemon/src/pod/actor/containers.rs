@@ -84,11 +84,11 @@ impl Actor {
                 }
                 let exited = Exited::start_failed(Chain(&error).to_string());
                 self.set_exited(id, exited).await;
-                Err(self.node.platform.explain(Error::Runtime {
+                Err(Error::Runtime {
                     action: "start",
                     id: id.to_string(),
                     source: Box::new(error),
-                }))
+                })
             }
         }
     }
