@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use zcri_integration::plugin::{self, leases};
 use zcri_integration::v1::{
-    NetworkConfig, RuntimeCondition, RuntimeConfig, UpdateRuntimeConfigRequest,
+    NetworkConfig, PortMapping, RuntimeCondition, RuntimeConfig, UpdateRuntimeConfigRequest,
 };
 use zcri_integration::{Test, TestNode, binaries, wait};
 
@@ -31,6 +31,9 @@ async fn until_ready(node: &TestNode, ready: bool) -> Result<RuntimeCondition> {
     .await
 }
 
+/// A port of the node that no other test has.
+const HOST_PORT: i32 = 18_473;
+
 /// What `zcrid status network` prints.
 fn status_network(node: &TestNode) -> Result<String> {
     let output = Command::new(binaries::ours("zcrid")?)
@@ -44,7 +47,7 @@ fn status_network(node: &TestNode) -> Result<String> {
 
 #[tokio::test]
 async fn a_failed_detach_is_told_and_tried_again_by_itself() -> Test {
-    let node = TestNode::builder()
+    let mut node = TestNode::builder()
         .allow_log("StopPodSandbox")
         .allow_log("not today")
         .start()
@@ -59,21 +62,38 @@ async fn a_failed_detach_is_told_and_tried_again_by_itself() -> Test {
         ),
     )?;
     plugin::chain(&node, json!({ "type": "moody" }))?;
-    let pod = node.pod("p").await?;
+    let mut config = node.pod_config("p")?;
+    config.port_mappings.push(PortMapping {
+        container_port: 80,
+        host_port: HOST_PORT,
+        ..Default::default()
+    });
+    let pod = node.cri().run_pod(&config).await?;
     let status = status_network(&node)?;
     let attached = status
         .lines()
         .find_map(|line| line.strip_prefix("attached pods"));
     assert_eq!(attached.map(str::trim), Some("1"), "{status}");
     std::fs::write(&flag, "")?;
-    node.cri().stop_pod(&pod.id).await.unwrap_err();
-    let told = status_network(&node)?;
-    let line = told.lines().find(|line| line.starts_with("to be detached"));
-    let line = line.with_context(|| format!("nothing to be detached in {told}"))?;
-    assert!(
-        line.contains(&pod.id) && line.contains("not today"),
-        "{line}"
-    );
+    node.cri().stop_pod(&pod).await.unwrap_err();
+    // The next daemon knows of it, too.
+    for restart in [false, true] {
+        if restart {
+            node.kill_daemon().await?;
+            node.start_daemon().await?;
+        }
+        let line = wait::until("what is to be detached", wait::PATIENCE, async || {
+            let told = status_network(&node)?;
+            let line = told.lines().find(|line| line.starts_with("to be detached"));
+            Ok(line.map(str::to_owned))
+        })
+        .await?;
+        assert!(line.contains(&pod) && line.contains("not today"), "{line}");
+        // Its port is not another's yet.
+        config.metadata.get_or_insert_default().uid = "other".into();
+        let refused = node.cri().run_pod(&config).await.unwrap_err().to_string();
+        assert!(refused.contains(&HOST_PORT.to_string()), "{refused}");
+    }
     std::fs::remove_file(&flag)?;
     // Nobody asks again.
     wait::until_true("the address to be given back", wait::PATIENCE, || {
@@ -84,7 +104,7 @@ async fn a_failed_detach_is_told_and_tried_again_by_itself() -> Test {
         status_network(&node).is_ok_and(|told| !told.contains("to be detached"))
     })
     .await?;
-    node.cri().remove_pod(&pod.id).await?;
+    node.cri().remove_pod(&pod).await?;
     node.finish().await
 }
 

@@ -10,6 +10,7 @@ mod error;
 pub mod file_tag;
 pub mod filesystem;
 pub mod fork;
+pub mod listeners;
 pub mod mount;
 pub mod namespace;
 pub mod net_usage;

@@ -21,6 +21,8 @@ use crate::runtime::{ExecRequest, Shim, ShimError};
 const OUTPUT_LIMIT: usize = 16 << 20;
 /// Capacity of the pipe of each stream, as the kernel has it by default; so much is read at once at most.
 const PIPE_BYTES: usize = 64 << 10;
+/// How long a command that was killed is waited for: one that the kernel holds (a dead file server) ends never.
+const KILLED_MAX: Duration = Duration::from_secs(10);
 /// SIGKILL.
 const KILL: u32 = 9;
 
@@ -153,8 +155,16 @@ pub(super) async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
     if let Err(error) = shim.kill(id, exec_id, KILL, true).await {
         tracing::debug!(%error, exec_id, "a command that is over its time could not be killed");
     }
-    if let Err(error) = shim.wait(id, exec_id).await {
-        tracing::debug!(%error, exec_id, "the end of a killed command was not seen");
+    match tokio::time::timeout(KILLED_MAX, shim.wait(id, exec_id)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%error, exec_id, "the end of a killed command was not seen");
+        }
+        Err(_elapsed) => tracing::warn!(
+            container = id,
+            exec_id,
+            "a killed command does not end: the kernel holds it"
+        ),
     }
 }
 

@@ -13,8 +13,9 @@ use crate::id::PodId;
 use crate::node::{CgroupDriver, Node, blocking};
 use crate::pod::config::PodConfig;
 
-/// Name of the group of a pod's own processes, below the pod's: on cgroup v2 a group with controllers for its children
-/// may have no processes itself (cgroups(7), "no internal processes").
+/// Beginning of the name of the group of a sandbox's own processes, below the pod's: on cgroup v2 a group with controllers
+/// for its children may have no processes itself (cgroups(7), "no internal processes"). The sandbox's id follows: with
+/// systemd's names all sandboxes of a pod share its slice.
 const SHIM_GROUP: &str = "shim";
 
 /// How long the processes of a pod may take to be gone once they are killed.
@@ -41,14 +42,22 @@ pub enum Place<'a> {
 /// The control group of a pod on the node's stack: below the one that the kubelet gave, or the node's.
 ///
 /// With systemd's names there is no group to be made below a slice: the kubelet gives each pod a slice.
-pub(crate) fn pod_cgroup(node: &Node, config: &PodConfig, id: &PodId) -> String {
+///
+/// # Errors
+/// There is no slice, and what confines one pod would confine all.
+pub(crate) fn pod_cgroup(node: &Node, config: &PodConfig, id: &PodId) -> Result<String> {
     let parent = match config.cgroup_parent.as_str() {
         "" => node.cgroup_parent.as_str(),
         given => given,
     };
     match node.cgroup_driver {
-        CgroupDriver::Cgroupfs => format!("{}/zcri-{id}", parent.trim_end_matches('/')),
-        CgroupDriver::Systemd => parent.to_owned(),
+        CgroupDriver::Cgroupfs => Ok(format!("{}/zcri-{id}", parent.trim_end_matches('/'))),
+        CgroupDriver::Systemd if config.cgroup_parent.is_empty() => Err(Error::Invalid {
+            field: "config.linux.cgroup_parent",
+            value: String::new(),
+            reason: "a pod on the node's stack needs a slice of its own".into(),
+        }),
+        CgroupDriver::Systemd => Ok(parent.to_owned()),
     }
 }
 
@@ -56,11 +65,11 @@ pub(crate) fn pod_cgroup(node: &Node, config: &PodConfig, id: &PodId) -> String 
 ///
 /// # Errors
 /// The unified hierarchy is not mounted: then nothing could be confined.
-pub(crate) async fn make(node: &Node, cgroup: &str) -> Result<()> {
+pub(crate) async fn make(node: &Node, cgroup: &str, id: &PodId) -> Result<()> {
     let Some(tree) = node.stack_groups.clone() else {
         return Ok(());
     };
-    let path = shim_group(cgroup);
+    let path = shim_group(cgroup, id);
     blocking(move || {
         tree.make_unified(&path)
             .map(drop)
@@ -70,11 +79,11 @@ pub(crate) async fn make(node: &Node, cgroup: &str) -> Result<()> {
 }
 
 /// Moves a pod's shim into the group; what it starts is there too.
-pub(crate) async fn adopt(node: &Node, cgroup: &str, shim: u32) -> Result<()> {
+pub(crate) async fn adopt(node: &Node, cgroup: &str, id: &PodId, shim: u32) -> Result<()> {
     let Some(tree) = node.stack_groups.clone() else {
         return Ok(());
     };
-    let path = shim_group(cgroup);
+    let path = shim_group(cgroup, id);
     blocking(move || {
         tree.join_unified(&path, shim)
             .map_err(|e| failed("enter", e))
@@ -83,14 +92,13 @@ pub(crate) async fn adopt(node: &Node, cgroup: &str, shim: u32) -> Result<()> {
 }
 
 /// Removes the group in every hierarchy, with the processes that are still there.
-pub(crate) async fn remove(node: &Node, cgroup: &str) -> Result<()> {
+pub(crate) async fn remove(node: &Node, cgroup: &str, id: &PodId) -> Result<()> {
     let Some(tree) = node.stack_groups.clone() else {
         return Ok(());
     };
-    let path = cgroup.to_owned();
+    let (path, own) = (cgroup.to_owned(), shim_group(cgroup, id));
     let shared = node.cgroup_driver == CgroupDriver::Systemd;
     blocking(move || {
-        let own = shim_group(&path);
         // A slice is not ours to kill.
         let mine = if shared { &own } else { &path };
         tree.end_unified(mine, END_MAX)
@@ -104,8 +112,8 @@ pub(crate) async fn remove(node: &Node, cgroup: &str) -> Result<()> {
     .await
 }
 
-fn shim_group(cgroup: &str) -> String {
-    format!("{cgroup}/{SHIM_GROUP}")
+fn shim_group(cgroup: &str, id: &PodId) -> String {
+    format!("{cgroup}/{SHIM_GROUP}-{id}")
 }
 
 fn failed(action: &str, source: zcri_sys::Error) -> Error {

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use zcri_sys::listeners::{Transport, listeners};
+
 use crate::error::{Error, Result};
 use crate::pod::config::{PortMapping, Protocol};
 
@@ -55,15 +57,23 @@ impl Port {
     }
 
     /// Whether a process of the node listens there. A protocol that the kernel does not have is nobody's.
+    ///
+    /// A port that only is the near end of a connection to elsewhere is free: a rule for new connections does not
+    /// touch it. What listens on one address only, 127.0.0.53 for instance, would be cut off by a rule for all.
     fn is_listened_on(self) -> bool {
         let ip = self.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let address = SocketAddr::new(ip, self.number);
-        let refused = match self.protocol {
-            Protocol::Tcp => TcpListener::bind(address).err(),
-            Protocol::Udp => UdpSocket::bind(address).err(),
-            Protocol::Sctp => None,
+        let (refused, transport) = match self.protocol {
+            Protocol::Tcp => (TcpListener::bind(address).err(), Transport::Tcp),
+            Protocol::Udp => (UdpSocket::bind(address).err(), Transport::Udp),
+            Protocol::Sctp => return false,
         };
-        refused.is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+        if refused.is_none_or(|error| error.kind() != std::io::ErrorKind::AddrInUse) {
+            return false;
+        }
+        let here = |ip: IpAddr| ip.is_unspecified() || self.address.is_none_or(|own| own == ip);
+        let mut listeners = listeners(transport).into_iter();
+        listeners.any(|other| other.port() == self.number && here(other.ip()))
     }
 }
 
@@ -175,7 +185,19 @@ mod tests {
         let wanted = [mapping(Protocol::Tcp, number, Some("127.0.0.1"))];
         let error = ports.take("one", &wanted).unwrap_err().to_string();
         assert!(error.contains("a process of the node"), "{error}");
+        // Also of all addresses: the rule of a mapping leads away what is sent to this one, too.
+        let everywhere = [mapping(Protocol::Tcp, number, None)];
+        ports.take("one", &everywhere).unwrap_err();
         drop(listener);
         ports.take("one", &wanted).unwrap();
+    }
+
+    #[test]
+    fn a_connection_to_elsewhere_holds_no_port() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let number = client.local_addr().unwrap().port();
+        let wanted = [mapping(Protocol::Tcp, number, None)];
+        HostPorts::default().take("one", &wanted).unwrap();
     }
 }

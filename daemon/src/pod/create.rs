@@ -59,6 +59,9 @@ pub(crate) async fn create(
     if on_stack {
         refuse_network_sysctls(&config)?;
     }
+    let stack_cgroup = on_stack
+        .then(|| isolation::pod_cgroup(&node, &config, &id))
+        .transpose()?;
     let mut record = PodRecord {
         id: id.to_string(),
         boot_id: node.boot_id.clone(),
@@ -69,7 +72,7 @@ pub(crate) async fn create(
         addresses: Vec::new(),
         network_attached: own_network,
         init_pid: None,
-        stack_cgroup: on_stack.then(|| isolation::pod_cgroup(&node, &config, &id)),
+        stack_cgroup,
     };
     node.record_pod(record.clone()).await?;
     let config = Arc::new(config);
@@ -157,7 +160,7 @@ async fn build(
     let stack = record.stack_cgroup.as_deref();
     make_bundle(node, &files, config, stack.is_some()).await?;
     if let Some(cgroup) = stack {
-        isolation::make(node, cgroup).await?;
+        isolation::make(node, cgroup, id).await?;
     }
     // The shim needs nothing of the network and the network nothing of the shim.
     let shim = async {
@@ -168,7 +171,7 @@ async fn build(
         if let Some(cgroup) = stack {
             let pid = shim.pid().await;
             let pid = pid.map_err(|source| runtime_error("ask the shim", id, source))?;
-            isolation::adopt(node, cgroup, pid).await?;
+            isolation::adopt(node, cgroup, id, pid).await?;
         }
         Ok::<_, Error>(shim)
     };

@@ -19,8 +19,8 @@ enum Way {
     Namespace(PathBuf),
     /// By those of the host, whose network is the pod's.
     Host,
-    /// By the pod's own address in the host's network stack.
-    Address(IpAddr),
+    /// By the pod's own addresses in the host's network stack.
+    Addresses(Vec<IpAddr>),
 }
 
 fn way(pod: &PodView) -> Option<Way> {
@@ -31,8 +31,8 @@ fn way(pod: &PodView) -> Option<Way> {
     if namespace.exists() {
         return Some(Way::Namespace(namespace));
     }
-    let address = pod.addresses.first()?.parse().ok()?;
-    Some(Way::Address(address))
+    let addresses: Vec<IpAddr> = pod.addresses.iter().flat_map(|ip| ip.parse()).collect();
+    (!addresses.is_empty()).then_some(Way::Addresses(addresses))
 }
 
 /// Connects to a port of a pod: by IPv4 loopback, and if nobody listens there by IPv6 loopback, as containerd does.
@@ -56,21 +56,26 @@ pub(crate) async fn connect(pod: &PodView, port: u16) -> Result<TcpStream> {
     let (namespace, addresses) = match way(pod).ok_or_else(|| refuse("without a network"))? {
         Way::Namespace(path) => (Some(path), loopback()),
         Way::Host => (None, loopback()),
-        Way::Address(address) => (None, vec![address]),
+        Way::Addresses(addresses) => (None, addresses),
     };
-    let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+    let mut why: Option<Error> = None;
     for address in addresses {
-        let socket = socket(namespace.clone(), address).await?;
-        match socket.connect(SocketAddr::new(address, port)).await {
+        let connecting = async {
+            let socket = socket(namespace.clone(), address).await?;
+            let connected = socket.connect(SocketAddr::new(address, port)).await;
+            connected.map_err(failed)
+        };
+        match connecting.await {
             Ok(stream) => {
                 // Bytes are forwarded as they come: holding small ones back would only delay them.
                 stream.set_nodelay(true).ok();
                 return Ok(stream);
             }
-            Err(e) => last = e,
+            // The first reason is the one to tell: a node without IPv6 has another for that, which explains nothing.
+            Err(error) => why = why.or(Some(error)),
         }
     }
-    Err(failed(last))
+    Err(why.unwrap_or_else(|| refuse("without an address")))
 }
 
 fn loopback() -> Vec<IpAddr> {

@@ -115,6 +115,14 @@ async fn recover_pod(
 ) -> Option<PodHandle> {
     let id = PodId::parse(&record.id)?;
     let plan = plan(&record, &node.boot_id);
+    let decoded = (node.wire.decode_pod)(&record.config);
+    let config = decoded.and_then(|config| node.platform.adopt_pod(config));
+    // Until they surely are gone, its ports are nobody else's.
+    if let Ok(config) = &config
+        && record.network_attached
+    {
+        node.network.remember(&id, config);
+    }
     if plan == Plan::TakeDown {
         for container in containers.drain(..) {
             remove_orphan(node.clone(), container).await;
@@ -128,16 +136,16 @@ async fn recover_pod(
         }
         record.phase = PodPhase::Stopped;
     }
-    let decoded = (node.wire.decode_pod)(&record.config);
-    let config = match decoded.and_then(|config| node.platform.adopt_pod(config)) {
+    let config = match config {
         Ok(config) => Arc::new(config),
         Err(error) => {
             tracing::error!(pod = %id, error = %Chain(&error), "the record of a pod is not understood");
             return None;
         }
     };
-    if plan == Plan::Resume && record.network_attached {
-        node.network.remember(&id, &config);
+    let stopped = record.phase == PodPhase::Stopped || plan == Plan::Dead;
+    if record.network_attached && stopped && plan != Plan::TakeDown {
+        detach_in_background(&node, &id);
     }
     let shim = match plan {
         Plan::Resume => Shim::find(&node.pod_bundle(id.as_str())).await,
@@ -164,6 +172,16 @@ async fn recover_pod(
             containers: owned,
         },
     ))
+}
+
+/// Goes on with what the last daemon could not do, or a boot has left to do. A failure is tried again by itself.
+fn detach_in_background(node: &Arc<Node>, id: &PodId) {
+    let (node, id) = (node.clone(), id.clone());
+    tokio::spawn(async move {
+        if let Err(error) = node.network.detach(id.as_str()).await {
+            tracing::debug!(pod = %id, error = %Chain(&error), "the network of a stopped pod is still attached");
+        }
+    });
 }
 
 async fn recover_container(

@@ -57,7 +57,7 @@ async fn clear_bundle(node: &Arc<Node>, id: &PodId, record: &PodRecord) -> Resul
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
     stop_namespaces(&files, record).await?;
     if let Some(cgroup) = &record.stack_cgroup {
-        isolation::remove(node, cgroup).await?;
+        isolation::remove(node, cgroup, id).await?;
     }
     let node = node.clone();
     blocking(move || {

@@ -336,7 +336,8 @@ impl Shim {
         Ok(())
     }
 
-    /// Starts what was created, or a command; gives its process id.
+    /// Starts what was created, or a command; gives its process id. It takes as long as the OCI runtime does: what is
+    /// given up here would run without an owner.
     ///
     /// # Errors
     /// The shim's answer, with the words of the OCI runtime.
@@ -346,7 +347,7 @@ impl Shim {
             exec_id: exec_id.into(),
             ..Default::default()
         };
-        Ok(self.tasks.start(call(), &request).await?.pid)
+        Ok(self.tasks.start(Context::default(), &request).await?.pid)
     }
 
     /// Prepares a command in a container; [`Shim::start`] runs it.

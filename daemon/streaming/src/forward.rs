@@ -69,6 +69,13 @@ async fn copy(connection: Box<dyn Duplex>, data: &Channel, half_close: bool) {
     let to_client = port_to_client(reader, data);
     let to_port = client_to_port(writer, data);
     if half_close {
+        // A port that does not read holds up no client that is gone.
+        let to_port = async {
+            tokio::select! {
+                () = to_port => {}
+                () = data.gone() => {}
+            }
+        };
         tokio::join!(to_client, to_port);
     } else {
         tokio::select! {

@@ -16,6 +16,8 @@ pub(crate) struct Queue {
     filled: Notify,
     /// For the producer: there is room.
     drained: Notify,
+    /// For everybody: it was reset.
+    over: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +72,22 @@ impl Queue {
         drop(state);
         self.filled.notify_one();
         self.drained.notify_one();
+        if end == End::Reset {
+            self.over.notify_waiters();
+        }
+    }
+
+    /// Resolves when it was reset.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn reset(&self) {
+        let mut over = std::pin::pin!(self.over.notified());
+        // From here on nothing is missed.
+        over.as_mut().enable();
+        if self.lock().end != Some(End::Reset) {
+            over.await;
+        }
     }
 
     /// Whether the producer is to wait.
@@ -140,6 +158,19 @@ mod tests {
         queue.end(End::Reset);
         queue.room().await;
         assert_eq!(queue.pop().await, None);
+    }
+
+    #[tokio::test]
+    async fn everybody_hears_of_a_reset_and_nobody_of_an_end() {
+        let queue = Queue::default();
+        queue.end(End::Closed);
+        let (one, two) = (queue.reset(), queue.reset());
+        let mut both = std::pin::pin!(async { tokio::join!(one, two) });
+        let pending = futures::poll!(both.as_mut());
+        assert!(pending.is_pending());
+        queue.end(End::Reset);
+        both.await;
+        queue.reset().await;
     }
 
     #[tokio::test]

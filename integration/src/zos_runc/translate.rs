@@ -59,10 +59,11 @@ impl Machine {
     }
 }
 
-/// zcrid puts the shim of a pod on the node's stack into `<the pod's group>/shim`, and this runs in the same place.
+/// zcrid puts the shim of a pod on the node's stack into `<the pod's group>/shim-<id>`, and this runs in the same place.
 fn group_of_pod(cgroups: &str) -> Option<String> {
     let unified = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    unified.strip_suffix("/shim").map(str::to_owned)
+    let (group, shim) = unified.rsplit_once('/')?;
+    shim.starts_with("shim-").then(|| group.to_owned())
 }
 
 /// # Errors

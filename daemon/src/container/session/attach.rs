@@ -134,7 +134,8 @@ async fn stdin(container: &ContainerView) -> Result<(Option<pipe::Sender>, bool)
     }
     if config.stdin_once {
         // Noted on disk, as its owner may be a daemon that died.
-        match tokio::fs::File::create_new(stdin_taken(&container.bundle)).await {
+        // At once, in memory: between this and the task that gives it back nothing may be awaited.
+        match std::fs::File::create_new(stdin_taken(&container.bundle)) {
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok((None, false)),
             Err(e) => return Err(Error::node("take the input of a container", e)),
@@ -146,7 +147,12 @@ async fn stdin(container: &ContainerView) -> Result<(Option<pipe::Sender>, bool)
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
             Ok((None, false))
         }
-        Err(e) => Err(Error::node("open the input of a container", e)),
+        Err(e) => {
+            if config.stdin_once {
+                drop(std::fs::remove_file(stdin_taken(&container.bundle)));
+            }
+            Err(Error::node("open the input of a container", e))
+        }
     }
 }
 

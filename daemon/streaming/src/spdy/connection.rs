@@ -142,17 +142,6 @@ impl Shared {
         true
     }
 
-    /// Resolves when a stream that this side has not ended is no more.
-    pub(super) async fn reset_by_peer(&self, id: u32) {
-        loop {
-            let changed = match self.table().streams.get(&id) {
-                Some(entry) => entry.changed.clone(),
-                None => return,
-            };
-            changed.notified().await;
-        }
-    }
-
     /// Says that no more streams are taken.
     pub(crate) fn go_away(&self, status: u32) -> io::Result<()> {
         let last_stream = self.table().last;

@@ -8,7 +8,7 @@ use super::connection::Shared;
 use super::frame::{data_head, reset};
 use super::header::Headers;
 use crate::channel::Gone;
-use crate::queue::Queue;
+use crate::queue::{End, Queue};
 use crate::writer::FrameBuffer;
 
 /// A stream that the client opened. Dropping it resets it, unless both sides have ended it.
@@ -72,12 +72,14 @@ impl Stream {
 
     /// Resolves when the client has reset the stream.
     pub(crate) async fn gone(&self) {
-        self.shared.reset_by_peer(self.id).await;
+        self.queue.reset().await;
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         self.shared.reset(self.id, reset::CANCEL);
+        // Also of a stream that both sides have ended: whoever reads the connection may wait for room in it.
+        self.queue.end(End::Reset);
     }
 }

@@ -173,6 +173,10 @@ async fn a_reset_ends_the_connection_to_the_port() {
     {
         let (data, error) = pair(&mut client, port, request).await;
         node.backend.lives(1).await;
+        if port == STUCK_PORT {
+            // More than the port takes, less than what holds up the client.
+            client.data(data, &[0; 100_000], false).await;
+        }
         client
             .send(&Frame::RstStream {
                 stream: data,
