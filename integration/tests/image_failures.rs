@@ -453,3 +453,32 @@ async fn a_full_disk_fails_the_pull_and_nothing_else() -> Test {
     assert_eq!(node.exec(&id, "echo fine").await?.success()?, "fine");
     node.finish().await
 }
+
+/// The kubelet's garbage collection begins when it is nearly too late.
+#[tokio::test]
+async fn an_image_can_be_removed_when_no_byte_is_free() -> Test {
+    let node = TestNode::builder().root_size("24m").start().await?;
+    node.registry.push("fits", "1", big_image(6));
+    let reference = node.registry.reference("fits", "1");
+    let id = node.cri().pull(&reference).await?;
+    let filler = node.files().root.join("filler");
+    let mut file = std::fs::File::create(&filler)?;
+    let block = vec![0; 4096];
+    let full = loop {
+        if let Err(error) = std::io::Write::write_all(&mut file, &block) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    node.cri().remove_image(&id).await?;
+    assert_eq!(node.cri().list_images().await?.len(), 0);
+    // What it held is removed in the background.
+    wait::until("space for the same image", wait::PATIENCE, async || {
+        Ok(node.cri().pull(&reference).await.ok())
+    })
+    .await?;
+    node.allow_log("PullImage");
+    drop(file);
+    std::fs::remove_file(filler)?;
+    node.finish().await
+}

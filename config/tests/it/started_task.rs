@@ -209,7 +209,7 @@ fn the_procedure_starts_zcrid_with_its_configuration() {
     );
     assert!(parm.len() <= PARM);
     assert!(step.starts_with("PGM=BPXBATSL,REGION=0M,TIME=NOLIMIT,"));
-    // A data set instead would put the program into another address space, where STOP does not reach it.
+    // With a data set instead the program may be in another address space, where STOP does not reach it.
     for dd in ["STDOUT", "STDERR"] {
         let operands = resolved(&operands("zcrid.jcl", dd));
         assert!(operands.starts_with("PATH='/var/log/zcrid.log',"), "{dd}");
