@@ -120,6 +120,30 @@ fn what_is_typed_comes_back_and_may_come_in_pieces() {
 }
 
 #[test]
+fn any_bytes_are_typed_alike_wherever_they_are_cut() {
+    // splitmix64, with all kinds of bytes that UTF-8 tells apart.
+    let mut state = 1_u64;
+    let mut random = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    };
+    for _ in 0..200 {
+        let bytes: Vec<u8> = (0..40).map(|_| (random() & 0xff) as u8).collect();
+        let mut whole = Vec::new();
+        Typed::new(PAGE).convert(&bytes, &mut whole);
+        assert!(whole.len() <= bytes.len());
+        for at in 0..bytes.len() {
+            let (mut typed, mut cut) = (Typed::new(PAGE), Vec::new());
+            typed.convert(&bytes[..at], &mut cut);
+            typed.convert(&bytes[at..], &mut cut);
+            assert_eq!(cut, whole, "{bytes:x?} at {at}");
+        }
+    }
+}
+
+#[test]
 fn a_setting_may_switch_it_off() {
     for off in ["", " ", "none"] {
         assert_eq!(setting(off), Ok(None), "{off:?}");

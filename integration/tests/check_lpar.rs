@@ -11,8 +11,6 @@ use zcri_integration::lpar::{Service, Sysplex, vipas};
 use zcri_integration::zos_runc::Deny;
 use zcri_integration::{Test, TestNode, leaks, plugin, wait};
 
-/// The variable of STDENV that names the stack.
-const AFFINITY: &str = "_BPXK_SETIBMOPT_TRANSPORT";
 /// Where the steps of the set-up have their checks.
 const STEPS: &str = "../docs/zos.md";
 
@@ -22,7 +20,8 @@ async fn lpar(service: Service, dvipa: Value) -> Result<(Sysplex, TestNode)> {
     let lpar = plex.lpar()?;
     let range = lpar.range();
     let builder = TestNode::builder().zos(service).lpar(lpar);
-    let node = builder.env(AFFINITY, "TCPIP").prepare().await?;
+    let builder = builder.config("[network]\nstack_name = \"TCPIP\"\n");
+    let node = builder.prepare().await?;
     let mut config = json!({
         "backend": "stack", "interface": "lo", "stack": "TCPIP", "vipaRanges": [range],
     });
@@ -148,6 +147,11 @@ async fn every_step_of_the_set_up_has_its_check_or_its_sentence() -> Test {
         .collect();
     assert_eq!(rows.len(), 12);
     let (_plex, node) = lpar(Service::default(), json!({})).await?;
+    let store = node.scratch("storage")?;
+    drop_in(
+        &node,
+        &format!("[image]\nadditional_stores = [{store:?}]\n"),
+    )?;
     let (_, report) = check(&node)?;
     let mut known = BTreeSet::new();
     for finding in findings(&report)? {
@@ -252,6 +256,17 @@ async fn plugins_that_are_not_installed() -> Test {
 }
 
 #[tokio::test]
+async fn an_additional_store_that_is_not_mounted_is_a_warning() -> Test {
+    let (_plex, node) = lpar(Service::default(), json!({})).await?;
+    drop_in(&node, "[image]\nadditional_stores = [\"/no/storage\"]\n")?;
+    let (code, report) = check(&node)?;
+    assert_eq!(code, Some(0), "{report:#}");
+    let finding = finding(&report, "images", "(additional store)")?;
+    assert_eq!(finding["outcome"], "warn");
+    node.finish().await
+}
+
+#[tokio::test]
 async fn another_stack_than_that_of_the_network_is_a_warning() -> Test {
     let (_plex, node) = lpar(Service::default(), json!({ "stack": "TCPIPB" })).await?;
     let (code, report) = check(&node)?;
@@ -259,7 +274,7 @@ async fn another_stack_than_that_of_the_network_is_a_warning() -> Test {
     let finding = finding(&report, "network", "TCP/IP stack")?;
     assert_eq!(finding["outcome"], "warn");
     let advice = finding["advice"].as_str().unwrap_or_default();
-    ensure!(advice.contains(&format!("{AFFINITY}=TCPIPB")), "{advice}");
+    ensure!(advice.contains("stack_name = \"TCPIPB\""), "{advice}");
     node.finish().await
 }
 

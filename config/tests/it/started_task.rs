@@ -309,6 +309,7 @@ fn the_range_the_stack_and_the_profile_are_those_of_the_conflist() {
     assert_eq!(plugin["backend"], "zos");
     let stack = plugin["stack"].as_str().unwrap();
     assert_eq!(variable("_BPXK_SETIBMOPT_TRANSPORT"), stack);
+    assert_eq!(config().network.stack_name.as_deref(), Some(stack));
     let racf = sample("zcrracf.jcl");
     assert!(racf.contains(&format!("PERMIT EZB.MODDVIPA.*.{stack} CLASS(SERVAUTH)")));
     let state = config().storage.state;

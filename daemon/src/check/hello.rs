@@ -106,9 +106,11 @@ impl Hello {
             program,
             open_files: None,
         };
-        let shim = launcher
-            .start(scratch.name(), &pod, &ShimNamespaces::default())
-            .await;
+        let namespaces = ShimNamespaces {
+            stack: config.network.stack_name.clone(),
+            ..ShimNamespaces::default()
+        };
+        let shim = launcher.start(scratch.name(), &pod, &namespaces).await;
         let shim = shim.map_err(|e| Chain(&e).to_string())?;
         let ran = tokio::time::timeout(PATIENCE, self.start_and_wait(&shim)).await;
         if ran.is_err() {

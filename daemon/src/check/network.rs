@@ -14,6 +14,7 @@ use super::scratch::Scratch;
 use super::zos;
 use super::{Privilege, advice_on};
 use crate::error::Chain;
+use crate::runtime::STACK_AFFINITY;
 
 /// More than a plugin should need; a check must not hang with it.
 const PLUGIN_MAX: Duration = Duration::from_secs(20);
@@ -46,7 +47,7 @@ pub(super) async fn check(config: &Config, scratch: &Scratch, area: &mut Area<'_
         format!("{} in {}", list.name(), list.file().display()),
     );
     if config.platform.kind == PlatformKind::Zos {
-        zos::stack(list.file(), area);
+        zos::stack(config, list.file(), area);
     }
     for skipped in list.skipped() {
         area.warn(
@@ -232,7 +233,13 @@ fn cni_at(config: &Config, dir: &Path) -> Cni {
         plugin_dirs: config.network.plugin_dirs.clone(),
         cache_dir: dir.join("cni"),
     };
-    Cni::new(dirs, config.network.plugin_timeout.min(PLUGIN_MAX))
+    let affinity = config.network.stack_name.iter();
+    let affinity = affinity.map(|name| (STACK_AFFINITY, name.into()));
+    Cni::with_environment(
+        dirs,
+        config.network.plugin_timeout.min(PLUGIN_MAX),
+        affinity,
+    )
 }
 
 fn interfaces() -> Vec<String> {

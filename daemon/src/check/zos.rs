@@ -6,28 +6,26 @@ use serde_json::Value;
 use zcri_config::Config;
 
 use super::report::Area;
+use crate::runtime::STACK_AFFINITY;
 
-/// The stack that the sockets of a process use. Source: IBM, z/OS UNIX System Services Planning.
-const AFFINITY: &str = "_BPXK_SETIBMOPT_TRANSPORT";
-
-/// Whether this process has affinity to the stack that the conflist names (CINET). The started task gets its own from
-/// STDENV: what a shell has is only a hint.
-pub(super) fn stack(conflist: &Path, area: &mut Area<'_>) {
-    let text = std::fs::read(conflist).unwrap_or_default();
-    let wanted = stack_of(&text);
-    let affinity = std::env::var(AFFINITY).unwrap_or_default();
+/// Whether pods have affinity to the stack that the conflist names (CINET): by the configuration, or else by what the
+/// started task was given, of which the environment of this process is only a hint.
+pub(super) fn stack(config: &Config, conflist: &Path, area: &mut Area<'_>) {
+    let wanted = stack_of(&std::fs::read(conflist).unwrap_or_default());
+    let inherited = std::env::var(STACK_AFFINITY).ok();
+    let own = config.network.stack_name.clone().or(inherited);
     let what = "TCP/IP stack";
-    match (wanted.as_deref(), affinity.as_str()) {
-        (None, "") => area.pass(what, "the only one, or the default: there is no affinity"),
-        (None, own) => area.pass(what, format!("{own}, by {AFFINITY}")),
-        (Some(wanted), own) if wanted == own => area.pass(what, wanted),
+    match (wanted, own) {
+        (None, None) => area.pass(what, "the only one, or the default: there is no affinity"),
+        (None, Some(own)) => area.pass(what, own),
+        (Some(wanted), Some(own)) if wanted == own => area.pass(what, own),
         (Some(wanted), own) => area.warn(
             what,
-            format!("the network is on {wanted:?}, and {AFFINITY} is {own:?} here"),
             format!(
-                "set {AFFINITY}={wanted} in STDENV of the procedure, and check with its environment: \
-                 env $(cat /etc/zcri/zcri.env) zcrid check"
+                "the network is on {wanted:?}, and pods have affinity to {}",
+                own.map_or("none".to_owned(), |own| format!("{own:?}"))
             ),
+            format!("set [network] stack_name = {wanted:?}"),
         ),
     }
 }

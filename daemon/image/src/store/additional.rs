@@ -53,9 +53,12 @@ struct Store {
 struct Content {
     version: Option<Version>,
     catalog: Catalog,
-    /// Directories of an image's layers, the lowest first.
-    layers: HashMap<Digest, Vec<(Digest, PathBuf)>>,
+    /// By the image's id.
+    layers: HashMap<Digest, Directories>,
 }
+
+/// The diff ids of an image's layers with their directories, the lowest first.
+type Directories = Vec<(Digest, PathBuf)>;
 
 /// Inode, size and time of change: another file, or another content.
 type Version = (u64, u64, i64, i64);
@@ -86,9 +89,6 @@ struct StoredLayer {
     #[serde(default)]
     diff_size: u64,
 }
-
-/// An image, and where each of its layers is.
-type ImageWithLayers = (Image, Vec<(Digest, PathBuf)>);
 
 impl AdditionalStores {
     /// Those below these directories, of which some may not exist.
@@ -210,7 +210,7 @@ impl Store {
         stored: &StoredImage,
         layers: &HashMap<&str, &StoredLayer>,
         platform: &Platform,
-    ) -> Result<Option<ImageWithLayers>, String> {
+    ) -> Result<Option<(Image, Directories)>, String> {
         let id = Digest::from_hex(&stored.id).ok_or("its id is no digest")?;
         let key = format!("={}", STANDARD.encode(id.as_str()));
         let path = self.images(driver).join(&stored.id).join(key);
@@ -234,7 +234,7 @@ impl Store {
                 Err(format!("{} is no directory", dir.display()))
             }
         });
-        let dirs = dirs.collect::<Result<Vec<_>, String>>()?;
+        let dirs = dirs.collect::<Result<Directories, String>>()?;
         let named = dirs.iter().map(|(diff_id, _)| diff_id.as_str());
         if !named.eq(config.diff_ids.iter().map(String::as_str)) {
             return Err("the layers are not those of the configuration".to_owned());
