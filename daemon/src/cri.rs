@@ -6,6 +6,7 @@
 mod call;
 mod containers;
 pub mod convert;
+mod deadline;
 mod deprecated;
 mod events;
 mod filter;

@@ -16,6 +16,7 @@ use zcri_proto::v1::image_service_server::ImageServiceServer;
 use zcri_proto::v1::runtime_service_server::RuntimeServiceServer;
 
 use super::Services;
+use super::deadline::Deadline;
 use crate::messages;
 
 /// How long a stopping daemon waits for the calls in flight. A client that does not take its answer must not keep it
@@ -188,6 +189,7 @@ pub async fn serve(
         stopping.send_replace(true);
     };
     let serving = Server::builder()
+        .layer(tower::layer::layer_fn(Deadline::new))
         .add_service(runtime)
         .add_service(image)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown);
