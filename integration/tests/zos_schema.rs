@@ -211,7 +211,6 @@ async fn every_specification_of_a_container_is_valid() -> Test {
     config.envs.push(KeyValue {
         key: "A".into(),
         value: "b c".into(),
-        ..Default::default()
     });
     config.mounts.push(Mount {
         container_path: "/data".into(),
