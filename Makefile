@@ -47,6 +47,7 @@ fuzz:
 
 # Writes docs/benchmarks.md and docs/benchmarks.svg.
 bench: build
+	$(CARGO) build --release -p zcri-dvipa --example cni-bench
 	@sh integration/setup.sh $(BENCH_PACKAGES)
 	integration/bench/run.sh $(BENCH_ARGS)
 

@@ -15,6 +15,9 @@ use std::str::FromStr;
 /// NL and LF.
 const NEWLINES: [u8; 2] = [0x15, 0x25];
 
+/// The substitute character.
+const SUB: u8 = 0x3f;
+
 /// A code page that is converted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CodePage {
@@ -114,6 +117,77 @@ impl CodePage {
     }
 }
 
+/// From UTF-8 to a code page: what somebody types at a terminal. A character may come in pieces.
+///
+/// A line feed becomes the newline of z/OS. What the page has no place for becomes SUB, as z/OS does it.
+#[derive(Debug, Clone)]
+pub struct Typed {
+    page: CodePage,
+    /// The first byte of a character in two, whose second has not come yet.
+    lead: Option<u8>,
+    /// Bytes still to come of a character that the page does not have.
+    skip: u8,
+}
+
+impl Typed {
+    /// For a terminal in that code page.
+    #[must_use]
+    pub fn new(page: CodePage) -> Self {
+        Self {
+            page,
+            lead: None,
+            skip: 0,
+        }
+    }
+
+    /// Converts the next piece, behind what is in `out`.
+    pub fn convert(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+        let table = match self.page {
+            CodePage::Ibm1047 => &FROM_LATIN_1,
+        };
+        for &byte in piece {
+            let continues = byte & 0xc0 == 0x80;
+            if let Some(lead) = self.lead.take() {
+                if continues {
+                    out.push(table[usize::from(lead << 6 | byte & 0x3f)]);
+                    continue;
+                }
+                out.push(SUB);
+            }
+            if continues && self.skip > 0 {
+                self.skip -= 1;
+                continue;
+            }
+            self.skip = 0;
+            match byte {
+                0..=0x7f => out.push(table[usize::from(byte)]),
+                // U+0080 to U+00FF.
+                0xc2 | 0xc3 => self.lead = Some(byte),
+                _ => {
+                    out.push(SUB);
+                    self.skip = match byte {
+                        0xc4..=0xdf => 1,
+                        0xe0..=0xef => 2,
+                        0xf0..=0xf4 => 3,
+                        _ => 0,
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// What a setting says: nothing and `none` are no conversion, anything else is a [`Rule`].
+///
+/// # Errors
+/// It is neither.
+pub fn setting(text: &str) -> Result<Option<Rule>, UnknownCodePage> {
+    match text.trim() {
+        "" | "none" => Ok(None),
+        rule => rule.parse().map(Some),
+    }
+}
+
 /// When output is converted. As text: `IBM-1047`, or `IBM-1047 untagged`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
@@ -125,6 +199,7 @@ pub struct Rule {
 
 impl Rule {
     /// The code page to convert from, given what `ccsid` finds in the file tag of a stream (0 or none: no tag).
+    #[must_use]
     pub fn page_of(self, ccsid: impl FnOnce() -> Option<u16>) -> Option<CodePage> {
         if !self.untagged_only {
             return Some(self.page);
@@ -192,124 +267,23 @@ const fn with_newlines(mut table: [u8; 256]) -> [u8; 256] {
     table
 }
 
-#[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-    use std::process::{Command, Stdio};
-    use std::time::Instant;
+/// The other way. The line feed, which two bytes become, is the newline of z/OS.
+const FROM_LATIN_1: [u8; 256] = inverse(&TO_LATIN_1);
 
-    use super::*;
-
-    const PAGE: CodePage = CodePage::Ibm1047;
-
-    fn iconv(from: &str, to: &str, input: &[u8]) -> Vec<u8> {
-        let mut child = Command::new("iconv")
-            .args(["-f", from, "-t", to])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(input).unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success());
-        output.stdout
-    }
-
-    #[test]
-    fn all_256_bytes_are_those_of_iconv_but_for_the_newlines() {
-        let all: Vec<u8> = (0..=255).collect();
-        let known = String::from_utf8(iconv("IBM1047", "UTF-8", &all)).unwrap();
-        let mut seen = 0;
-        for (byte, expected) in all.iter().zip(known.chars()) {
-            let expected = if NEWLINES.contains(byte) {
-                '\n'
-            } else {
-                expected
-            };
-            assert_eq!(PAGE.character(*byte), expected, "{byte:#x}");
-            let utf8 = PAGE.convert(&[*byte]);
-            assert_eq!(
-                String::from_utf8(utf8).unwrap(),
-                expected.to_string(),
-                "{byte:#x}"
-            );
-            seen += 1;
+const fn inverse(table: &[u8; 256]) -> [u8; 256] {
+    // U+0085 is the one character that no byte becomes: it is a newline too.
+    let mut inverse = [NEWLINES[0]; 256];
+    let mut byte: u8 = 0;
+    loop {
+        if byte != NEWLINES[1] {
+            inverse[table[byte as usize] as usize] = byte;
         }
-        assert_eq!(seen, 256);
-        let whole = String::from_utf8(PAGE.convert(&all)).unwrap();
-        assert_eq!(whole, known.replace('\u{85}', "\n"));
-    }
-
-    #[test]
-    fn a_text_comes_as_it_was_meant_wherever_it_is_cut() {
-        let text = "Hello [world] {~^|} \u{e4}\u{f6}\u{fc}\u{df}\u{a2}\u{ac}\n";
-        let ebcdic = iconv("UTF-8", "IBM1047", text.as_bytes());
-        for at in 0..=ebcdic.len() {
-            let (a, b) = ebcdic.split_at(at);
-            assert_eq!([PAGE.convert(a), PAGE.convert(b)].concat(), text.as_bytes());
+        if byte == u8::MAX {
+            return inverse;
         }
-        // The newline of z/OS: iconv of glibc writes the other.
-        assert_eq!(PAGE.convert(b"\xc1\x15\xc2\x25"), b"A\nB\n");
-    }
-
-    #[test]
-    fn names_are_those_that_people_use() {
-        for name in ["IBM-1047", "ibm1047", "cp1047", "1047"] {
-            assert_eq!(name.parse(), Ok(PAGE), "{name}");
-        }
-        assert_eq!(PAGE.to_string().parse(), Ok(PAGE));
-        let error = "EBCDIC-9".parse::<CodePage>().unwrap_err();
-        assert!(error.to_string().contains("EBCDIC-9"));
-    }
-
-    #[test]
-    fn a_rule_looks_at_the_tag_when_it_is_told_to() {
-        let always: Rule = "ibm1047".parse().unwrap();
-        assert_eq!(
-            always.page_of(|| panic!("the tag does not matter")),
-            Some(PAGE)
-        );
-        let untagged: Rule = "IBM-1047 untagged".parse().unwrap();
-        assert_eq!(untagged.to_string().parse(), Ok(untagged));
-        for (tag, expected) in [
-            (None, Some(PAGE)),
-            (Some(0), Some(PAGE)),
-            (Some(1047), Some(PAGE)),
-            (Some(819), None),
-            (Some(0xffff), None),
-        ] {
-            assert_eq!(untagged.page_of(|| tag), expected, "{tag:?}");
-        }
-        for wrong in ["", "untagged", "IBM-1047 tagged", "x untagged"] {
-            wrong.parse::<Rule>().unwrap_err();
-        }
-    }
-
-    /// Prints what it measures; the target is 100 MB/s in an optimised build (issue 6).
-    #[test]
-    fn throughput() {
-        let text: Vec<u8> = iconv(
-            "ISO8859-1",
-            "IBM1047",
-            "a line of a log, with an \u{fc}mlaut\n"
-                .repeat(2000)
-                .chars()
-                .map(|c| u8::try_from(c).unwrap())
-                .collect::<Vec<_>>()
-                .as_slice(),
-        );
-        let mut buffer = vec![0; text.len() * 2];
-        let rounds = if cfg!(debug_assertions) { 50 } else { 2000 };
-        let begin = Instant::now();
-        let mut out = 0;
-        for _ in 0..rounds {
-            buffer[..text.len()].copy_from_slice(&text);
-            out += PAGE.convert_in_place(&mut buffer, text.len());
-        }
-        let seconds = begin.elapsed().as_secs_f64();
-        let megabytes = (text.len() * rounds) as f64 / 1e6;
-        println!("IBM-1047: {:.0} MB/s", megabytes / seconds);
-        assert!(out > text.len() * rounds);
-        assert!(cfg!(debug_assertions) || megabytes / seconds >= 100.0);
+        byte += 1;
     }
 }
+
+#[cfg(test)]
+mod tests;

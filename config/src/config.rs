@@ -12,6 +12,7 @@ use std::{
 use crate::{
     error::ConfigError,
     platform::ImagePlatform,
+    rlimit::Rlimit,
     schema,
     source::{self, MainFile},
     wlm::Wlm,
@@ -179,6 +180,8 @@ pub struct Runtime {
     pub cgroup_parent: String,
     /// Limit of processes in a container that has no limit of its own.
     pub pids_limit: Option<NonZeroU32>,
+    /// Limits of the processes of every container, one of each name; the others are those of the daemon.
+    pub rlimits: Vec<Rlimit>,
     /// Directories with descriptions of CDI devices, of which later ones win; empty for none.
     pub cdi_spec_dirs: Vec<PathBuf>,
 }
@@ -213,6 +216,7 @@ impl Default for Runtime {
             cgroup_manager: CgroupManager::Cgroupfs,
             cgroup_parent: CgroupManager::Cgroupfs.default_parent().to_owned(),
             pids_limit: None,
+            rlimits: Vec::new(),
             cdi_spec_dirs: ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from).into(),
         }
     }

@@ -18,6 +18,7 @@ pub mod policy;
 mod read;
 pub mod registries;
 mod render;
+mod rlimit;
 mod schema;
 mod source;
 mod wlm;
@@ -30,4 +31,5 @@ pub use config::{
 };
 pub use error::{ConfigError, Fault, Origin};
 pub use platform::{ImagePlatform, OciPlatform};
+pub use rlimit::Rlimit;
 pub use wlm::{QosClass, Wlm, WlmMapping, WlmRule, WlmSubject, WlmTarget};

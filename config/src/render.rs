@@ -93,6 +93,7 @@ fn runtime(runtime: &Runtime) -> Vec<Row> {
             "pids_limit",
             number(runtime.pids_limit.map_or(0, u32::from)),
         ),
+        ("rlimits", array(runtime.rlimits.iter())),
         (
             "cdi_spec_dirs",
             array(runtime.cdi_spec_dirs.iter().map(|p| p.display())),

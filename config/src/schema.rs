@@ -11,6 +11,7 @@ use crate::{
     error::{ConfigError, Fault, Origin},
     platform::ImagePlatform,
     read::{Section, absolute_path, array, integer, optional, parsed, printable, string, word},
+    rlimit::Rlimit,
     source::{Item, Sources, Value},
     wlm,
 };
@@ -192,6 +193,7 @@ fn runtime(mut section: Section, faults: &mut Vec<Fault>) -> Runtime {
     );
     let limit = |value: &Value| integer(0, u32::MAX)(value).map(NonZeroU32::new);
     section.set("pids_limit", &mut runtime.pids_limit, limit, faults);
+    section.set("rlimits", &mut runtime.rlimits, rlimits, faults);
     let dirs = array(absolute_path);
     section.set("cdi_spec_dirs", &mut runtime.cdi_spec_dirs, dirs, faults);
     handlers(section.section("handlers", faults), &mut runtime, faults);
@@ -201,6 +203,19 @@ fn runtime(mut section: Section, faults: &mut Vec<Fault>) -> Runtime {
     }
     section.finish(faults);
     runtime
+}
+
+fn rlimits(value: &Value) -> Result<Vec<Rlimit>, String> {
+    let form = "a limit of setrlimit(2) such as \"nofile=1024:524288\" or \"core=unlimited\"";
+    let limits: Vec<Rlimit> = array(|item| parsed(form)(item))(value)?;
+    let twice = limits.iter().enumerate().find(|(at, limit)| {
+        let mut before = limits.iter().take(*at);
+        before.any(|other| other.name == limit.name)
+    });
+    match twice {
+        Some((_, limit)) => Err(format!("names {} twice", limit.name)),
+        None => Ok(limits),
+    }
 }
 
 fn cgroup_parent(value: &Value, manager: CgroupManager) -> Result<String, String> {
@@ -282,15 +297,21 @@ fn handler(
     }
     section.set("type", &mut handler.kind, word(HANDLER_TYPES), faults);
     section.set("root", &mut handler.root, optional(absolute_path), faults);
-    section.set(
+    let page = section.set(
         "output_code_page",
         &mut handler.output,
-        optional(|value| {
-            let rule = string(value)?.parse();
-            rule.map_err(|e: zcri_codepage::UnknownCodePage| e.to_string())
-        }),
+        |value| zcri_codepage::setting(&string(value)?).map_err(|e| e.to_string()),
         faults,
     );
+    if let (Some(origin), HandlerType::Shim, Some(rule)) = (page, handler.kind, handler.output) {
+        faults.push(Fault {
+            key: section.key("output_code_page"),
+            value: Some(rule.to_string()),
+            origin: Some(origin),
+            reason: "a containerd shim writes the log itself: only type \"oci\" is converted"
+                .to_owned(),
+        });
+    }
     section.finish(faults);
     Some(handler)
 }

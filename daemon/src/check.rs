@@ -19,6 +19,7 @@ mod report;
 mod scratch;
 mod socket;
 mod storage;
+mod zos;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,7 @@ use zcri_config::{Config, ConfigError, PlatformKind};
 use self::report::Report;
 use self::scratch::Scratch;
 use crate::error::Chain;
+use crate::platform::zos::authority;
 
 /// Checks the node and prints what was found. The exit code is 0 when nothing failed.
 ///
@@ -115,6 +117,17 @@ async fn in_order(config: &Config, scratch: &mut Scratch, report: &mut Report) {
     hello::check(config, scratch, &usable, &mut report.area("hello")).await;
 }
 
+/// What to do about words of a plugin or an OCI runtime: on z/OS the profile to grant, where authority is what lacks.
+fn advice_on(kind: PlatformKind, words: &str, otherwise: &str) -> String {
+    let grant = match kind {
+        PlatformKind::Linux => None,
+        PlatformKind::Zos => authority::grant(words),
+    };
+    grant.map_or(otherwise.to_owned(), |grant| {
+        format!("permit the started task's user {grant}")
+    })
+}
+
 /// Whose authority a privileged call needs, for the advice when it was refused.
 #[derive(Debug, Clone, Copy)]
 enum Privilege {
@@ -136,10 +149,11 @@ impl Privilege {
                 "permit the started task's user READ to CONTAINERS in class UNIXPRIV"
             }
             (PlatformKind::Zos, Self::Mounts) => {
-                "permit the started task's user READ to BPX.SUPERUSER in class FACILITY, or give it UID 0"
+                "permit the started task's user READ to SUPERUSER.FILESYS.MOUNT in class UNIXPRIV, or give it UID 0"
             }
             (PlatformKind::Zos, Self::Network) => {
-                "permit the started task's user READ to EZB.MODDVIPA.sysname.tcpname in class SERVAUTH"
+                "permit the started task's user READ to EZB.MODDVIPA.sysname.tcpname in class SERVAUTH, and make the plugin \
+                 APF-authorized (extattr +a)"
             }
         }
     }

@@ -12,7 +12,7 @@ use zcri_config::{CgroupManager, Config, HandlerType, NetworkIsolation, Platform
 use zcri_streaming::{Server, ServerConfig, TlsConfig, TlsVersion};
 use zcri_sys::console::system as system_console;
 use zcri_sys::namespace::user::{self, IdMaps, IdRange};
-use zcri_sys::{cgroup, mount, node as facts};
+use zcri_sys::{cgroup, mount, node as facts, open_files};
 
 use crate::console::{self, Operator, admin::Admin};
 use crate::container::spec::NodeFacts;
@@ -148,6 +148,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         handlers: handlers(config),
         launcher: ShimLauncher {
             program: shim_program(config)?,
+            open_files: open_files::raise_soft_limit().context("raise the limit of open files")?,
         },
         network: Network::new(
             &config.network,
@@ -176,6 +177,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
         pids_limit: config.runtime.pids_limit.map(u32::from),
+        rlimits: config.runtime.rlimits.clone(),
         cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
         health: Health::default(),
         deprecations: Deprecations::default(),
@@ -249,6 +251,7 @@ pub(crate) fn handlers(config: &Config) -> Handlers {
                         .unwrap_or_else(|| config.storage.state.join("oci").join(name)),
                 ),
                 systemd_cgroup,
+                output: handler.output,
             }),
             HandlerType::Shim => {
                 tracing::warn!(

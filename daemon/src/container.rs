@@ -11,6 +11,7 @@ pub mod config;
 mod create;
 mod exec;
 mod host;
+mod output;
 mod prepared;
 mod session;
 pub mod spec;

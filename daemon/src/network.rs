@@ -17,13 +17,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
-use zcri_cni::{Cni, CniDirs};
+use zcri_cni::{Cni, CniDirs, NetworkList};
 
 use self::ports::HostPorts;
 use self::readiness::Readiness;
 use self::retry::Retries;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
+use crate::node::blocking;
 use crate::pod::config::PodConfig;
 use crate::runtime::STACK_AFFINITY;
 
@@ -114,7 +115,7 @@ impl Network {
     ) -> Result<Vec<String>> {
         let netns = isolation::netns(place, &self.netns_token, id);
         let attachment = request::attachment(id, config, place, netns)?;
-        let list = self.cni.load().map_err(|e| failed("configuration", e))?;
+        let list = self.load().await?;
         self.ports.take(id.as_str(), &config.port_mappings)?;
         match list.add(&attachment).await {
             Ok(result) => Ok(result.pod_ips().map(|ip| ip.to_string()).collect()),
@@ -125,6 +126,11 @@ impl Network {
                 Err(failed("attach", error))
             }
         }
+    }
+
+    async fn load(&self) -> Result<Arc<NetworkList>> {
+        let cni = self.cni.clone();
+        blocking(move || cni.load().map_err(|e| failed("configuration", e))).await
     }
 
     /// Takes note of a pod that was attached by an earlier daemon.
@@ -174,7 +180,7 @@ impl Network {
         if !self.collect_garbage {
             return;
         }
-        let Ok(list) = self.cni.load() else { return };
+        let Ok(list) = self.load().await else { return };
         if let Err(error) = list.gc().await {
             tracing::warn!(error = %Chain(&error), "the plugins collected no garbage");
         }

@@ -17,7 +17,7 @@ use crate::network::{Isolation, Network};
 use crate::platform::Platform;
 use crate::pod::config::PodConfig;
 use crate::runtime::{Handlers, ShimLauncher};
-use crate::state::RecordStore;
+use crate::state::{ContainerRecord, PodRecord, RecordStore};
 use crate::stats::Readers;
 
 /// The concrete parts that the composition root built.
@@ -55,6 +55,8 @@ pub struct Node {
     pub cgroup_parent: String,
     /// Limit of processes in a container that names none.
     pub pids_limit: Option<u32>,
+    /// Limits of the processes of every container.
+    pub rlimits: Vec<zcri_config::Rlimit>,
     /// Directories with descriptions of CDI devices, of which later ones win.
     pub cdi_spec_dirs: Vec<PathBuf>,
     /// Checks whether containers could run.
@@ -115,6 +117,32 @@ impl Node {
     /// Writable layer of a container, with the directory the kernel works in.
     pub fn overlay(&self, id: &str) -> PathBuf {
         self.root.join("overlay").join(id)
+    }
+
+    /// Writes a pod's record over the one before, off the async threads.
+    ///
+    /// # Errors
+    /// The file system refused; the record before is still there.
+    pub(crate) async fn record_pod(self: &Arc<Self>, record: PodRecord) -> Result<()> {
+        let node = self.clone();
+        blocking(move || {
+            let written = node.records.put_pod(&record);
+            written.map_err(|e| Error::node("record a pod", e))
+        })
+        .await
+    }
+
+    /// Writes a container's record, as [`Node::record_pod`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn record_container(self: &Arc<Self>, record: ContainerRecord) -> Result<()> {
+        let node = self.clone();
+        blocking(move || {
+            let written = node.records.put_container(&record);
+            written.map_err(|e| Error::node("record a container", e))
+        })
+        .await
     }
 
     /// Makes the directories that [`Node::discard`] needs, and empties them of what a crash left.

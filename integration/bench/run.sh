@@ -17,7 +17,7 @@ fail() { echo "bench: $*" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail "prerequisite: run it as root"
 [ -n "$runc" ] || fail "prerequisite: runc is missing; run \`make setup\`"
 [ -n "$containerd" ] || fail "prerequisite: containerd is missing; install the package containerd"
-for binary in zcrid zcri-shim cri-bench; do
+for binary in zcrid zcri-shim dvipa cri-bench examples/cni-bench; do
     [ -x "$bin/$binary" ] || fail "prerequisite: $bin/$binary is missing; run \`make build\`"
 done
 
@@ -130,3 +130,14 @@ ready "$state/containerd.sock" $! containerd
 mkdir -p "$repo/docs"
 "$bin/cri-bench" --endpoint "zcri=$state/zcri.sock" --endpoint "containerd=$state/containerd.sock" \
     --registry-port $port --markdown "$repo/docs/benchmarks.md" --svg "$repo/docs/benchmarks.svg" "$@"
+
+# Each plugin by itself, in namespaces of its own.
+TMPDIR=$work "$bin/examples/cni-bench" 200 "$bin/dvipa" /usr/lib/cni >"$work/cni.md"
+cat >>"$repo/docs/benchmarks.md" <<'MARKDOWN'
+
+## ADD and DEL of a pod's network
+
+The life of the plugin's process, one pod after the other, in turn: medians of 200. Both masquerade.
+
+MARKDOWN
+cat "$work/cni.md" >>"$repo/docs/benchmarks.md"

@@ -472,6 +472,14 @@ impl TestNode {
         Ok(())
     }
 
+    /// `zcrid` with the node's configuration, where its daemon would run: for commands that are no daemon.
+    ///
+    /// # Errors
+    /// It is not built.
+    pub fn zcrid(&self) -> Result<std::process::Command> {
+        daemon::program(&self.files, &self.surroundings, sysplex::stack(&self.slot))
+    }
+
     /// The storage root of the images alone.
     pub fn image_root(&self) -> PathBuf {
         self.files.root.join("images")

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Pid;
 use zcri_proto::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ImageSpec, KeyValue,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
@@ -74,6 +75,24 @@ impl Ended {
             stderr: cri_log::stream(&self.lines, "stderr"),
         }
     }
+}
+
+/// The process of a pod's shim, by its command line.
+///
+/// # Errors
+/// There is none.
+pub fn shim_of(pod: &str) -> Result<Pid> {
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let text = String::from_utf8_lossy(&command);
+        if text.contains("zcri-shim") && text.contains(pod) {
+            let id = entry.file_name().to_string_lossy().parse()?;
+            return Pid::from_raw(id).context("a process id");
+        }
+    }
+    anyhow::bail!("pod {pod} has no zcri-shim")
 }
 
 /// Owned words of a command line.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use prost::Message as _;
 use prost_reflect::{
     DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor,
-    MethodDescriptor, Value,
+    MethodDescriptor, ReflectMessage as _, Value,
 };
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -175,7 +175,7 @@ fn values(field: &FieldDescriptor) -> Vec<Value> {
 }
 
 /// `base` with `value` at the end of `way`. Lists on the way get an element if they have none.
-fn with(base: &mut DynamicMessage, way: &[FieldDescriptor], value: Value) {
+fn with(base: &mut DynamicMessage, way: &[FieldDescriptor], value: Value, image: &str) {
     let Some((field, rest)) = way.split_first() else {
         return;
     };
@@ -189,20 +189,66 @@ fn with(base: &mut DynamicMessage, way: &[FieldDescriptor], value: Value) {
             if list.is_empty()
                 && let Kind::Message(kind) = field.kind()
             {
-                list.push(Value::Message(DynamicMessage::new(kind)));
+                list.push(element(kind, rest, image));
             }
             list.first_mut().and_then(Value::as_message_mut)
         }
         _ => None,
     };
     if let Some(inner) = inner {
-        with(inner, rest, value);
+        with(inner, rest, value, image);
     }
 }
 
-/// What the requests start from: those that make something are whole but for the value.
+/// An element of a list that is taken as it is, so that only the value that `rest` leads to is wrong with it.
+fn element(kind: MessageDescriptor, rest: &[FieldDescriptor], image: &str) -> Value {
+    let next = rest.first().map(FieldDescriptor::name).unwrap_or_default();
+    let mut message = DynamicMessage::new(kind.clone());
+    let mut set = |name: &str, value: Value| message.set_field_by_name(name, value);
+    let text = |text: &str| Value::String(text.to_owned());
+    // Those of a kind without fields that must be set are empty.
+    match kind.name() {
+        "Mount" => {
+            set("container_path", text("/tried"));
+            match kind.get_field_by_name("image").map(|field| field.kind()) {
+                Some(Kind::Message(spec)) if next.starts_with("image") => {
+                    let mut spec = DynamicMessage::new(spec);
+                    spec.set_field_by_name("image", text(image));
+                    set("image", Value::Message(spec));
+                    set("readonly", Value::Bool(true));
+                }
+                _ => set("host_path", text("/tmp")),
+            }
+            for maps in ["uidMappings", "gidMappings"] {
+                if let Some(Kind::Message(one)) = kind.get_field_by_name(maps).map(|f| f.kind())
+                    && next.ends_with("Mappings")
+                {
+                    set(maps, Value::List(vec![element(one, &[], image)]));
+                }
+            }
+        }
+        "Device" => {
+            set("container_path", text("/dev/tried"));
+            set("host_path", text("/dev/null"));
+        }
+        "KeyValue" => set("key", text("TRIED")),
+        "PortMapping" => set("container_port", Value::I32(80)),
+        "IDMapping" => set("length", Value::U32(1)),
+        "HugepageLimit" => set("page_size", text("2MB")),
+        _ => {}
+    }
+    Value::Message(message)
+}
+
+/// What the requests start from: they are whole but for the value, so that it is looked at.
 struct Seeds {
     pod: String,
+    /// A container that runs, and one that was not started.
+    running: String,
+    created: String,
+    image: String,
+    /// The pod's configuration.
+    config: Vec<u8>,
     run: Vec<u8>,
     create: Vec<u8>,
 }
@@ -210,6 +256,8 @@ struct Seeds {
 impl Seeds {
     async fn new(node: &TestNode) -> Result<Self> {
         let pod = node.pod("seed").await?;
+        let running = pod.sleeper("running").await?;
+        let created = pod.create(&node.container_config("created").await?).await?;
         let mut config = node.pod_config("tried")?;
         // A network of its own is made by programs, and costs more than all else here.
         let options = zcri_integration::pod::pod_security(&mut config)
@@ -227,6 +275,10 @@ impl Seeds {
         };
         Ok(Self {
             pod: pod.id,
+            running,
+            created,
+            image: node.busybox().await?,
+            config: pod.config.encode_to_vec(),
             run: run.encode_to_vec(),
             create: create.encode_to_vec(),
         })
@@ -236,21 +288,67 @@ impl Seeds {
         let bytes: &[u8] = match method.name() {
             "RunPodSandbox" => &self.run,
             "CreateContainer" => &self.create,
-            _ => &[],
+            _ => {
+                let mut message = DynamicMessage::new(method.input());
+                self.fill(method.name(), &mut message);
+                return Ok(message);
+            }
         };
         Ok(DynamicMessage::decode(method.input(), bytes)?)
+    }
+
+    fn fill(&self, method: &str, message: &mut DynamicMessage) {
+        let container = match method {
+            // It would not be there for the next value.
+            "StopContainer" | "RemoveContainer" => &self.created,
+            _ => &self.running,
+        };
+        let text = |text: &str| Value::String(text.to_owned());
+        for (name, value) in [
+            ("container_id", text(container)),
+            ("pod_sandbox_id", text(&self.pod)),
+            ("cmd", Value::List(vec![text("/bin/true")])),
+            ("stdout", Value::Bool(true)),
+            ("port", Value::List(vec![Value::I32(80)])),
+        ] {
+            if message.descriptor().get_field_by_name(name).is_some() {
+                message.set_field_by_name(name, value);
+            }
+        }
+        if message
+            .descriptor()
+            .get_field_by_name("sandbox_config")
+            .is_some()
+            && let Some(config) = message.get_field_by_name_mut("sandbox_config")
+            && let Some(config) = config.as_message_mut()
+        {
+            // It has been encoded here.
+            config.merge(self.config.as_slice()).ok();
+        }
+        let image = if method == "RemoveImage" {
+            "no/such/image"
+        } else {
+            &self.image
+        };
+        if message.descriptor().get_field_by_name("image").is_some()
+            && let Some(spec) = message.get_field_by_name_mut("image")
+            && let Some(spec) = spec.as_message_mut()
+        {
+            spec.set_field_by_name("image", text(image));
+        }
     }
 
     /// Removes what a request made; a refused one has made nothing.
     async fn clear(&self, node: &TestNode, status: &Status, what: &str) -> Result<()> {
         let containers = node.cri().list_containers(Default::default()).await?;
         let pods = node.cri().list_pods(Default::default()).await?;
-        let made = containers.len() + pods.len() - 1;
+        let made = containers.len() + pods.len() - 3;
         ensure!(
             made == 0 || status.code() == Code::Ok,
             "{what} was refused, and {made} things are left: {status:?}"
         );
-        for container in containers {
+        let seeds = [&self.running, &self.created];
+        for container in containers.iter().filter(|c| !seeds.contains(&&c.id)) {
             node.cri().remove(&container.id).await?;
         }
         for pod in pods.iter().filter(|pod| pod.id != self.pod) {
@@ -272,9 +370,39 @@ const REFUSALS: [Code; 6] = [
     Code::Unavailable,
 ];
 
+/// What is wrong with an answer, if something is.
+fn judge(way: &[FieldDescriptor], status: &Status) -> Option<&'static str> {
+    let code = status.code();
+    // What a command is to the container is for the OCI runtime to say.
+    let not_run = code == Code::Internal && status.message().contains("OCI runtime exec failed");
+    if !REFUSALS.contains(&code) && !not_run {
+        return Some("no refusal");
+    }
+    let last = way.last()?;
+    let parents = way.iter().rev().skip(1).take(1);
+    let named = parents.chain([last]).any(|field| {
+        // A message within a list may be wrong as a whole.
+        let whole = field != last;
+        let name = field.name();
+        status.message().contains(&if whole {
+            format!("{name}[0]:")
+        } else {
+            name.to_owned()
+        })
+    });
+    if code == Code::InvalidArgument && !named {
+        return Some("the field is not named");
+    }
+    // Both values that are tried are none of the enumeration. A section for another system is not read.
+    let read = code != Code::Unimplemented && way.iter().all(|field| field.name() != "windows");
+    let enumeration = matches!(last.kind(), Kind::Enum(_)) && read;
+    (enumeration && code != Code::InvalidArgument).then_some("taken")
+}
+
 async fn try_all(of_service: &str, only: Option<&str>, but: &[&str]) -> Test {
     let node = TestNode::builder()
         .config("[runtime]\ncdi_spec_dirs = []")
+        .allow_log("OCI runtime exec failed")
         .start()
         .await?;
     let seeds = Seeds::new(&node).await?;
@@ -296,13 +424,13 @@ async fn try_all(of_service: &str, only: Option<&str>, but: &[&str]) -> Test {
             let names: Vec<_> = way.iter().map(|field| field.name().to_owned()).collect();
             for value in way.last().map(values).unwrap_or_default() {
                 let mut message = seeds.of(method)?;
-                with(&mut message, way, value.clone());
+                with(&mut message, way, value.clone(), &seeds.image);
                 let status = send(&node, method, message.encode_to_vec()).await?;
                 let shown: String = format!("{value:?}").chars().take(60).collect();
                 let what = format!("{}.{} = {shown}", method.name(), names.join("."));
-                if !REFUSALS.contains(&status.code()) {
+                if let Some(complaint) = judge(way, &status) {
                     let words: String = status.message().chars().take(300).collect();
-                    wrong.insert(format!("{what}: {:?} {words}", status.code()));
+                    wrong.insert(format!("{what}: {complaint}: {:?} {words}", status.code()));
                 }
                 if matches!(method.name(), "RunPodSandbox" | "CreateContainer") {
                     seeds.clear(&node, &status, &what).await?;

@@ -258,6 +258,46 @@ async fn plugins_that_refuse() -> Test {
     node.finish().await
 }
 
+/// Plugins of a node whose pods are on its stack are told what they would be for a pod.
+#[tokio::test]
+async fn an_address_on_the_stack_is_asked_for_as_for_a_pod() -> Test {
+    let setting =
+        "[network]\nisolation = \"stack\"\nnetns_token = \"stack:{id}\"\nstack_name = \"TCPIPB\"";
+    let node = TestNode::builder().config(setting).prepare().await?;
+    let told = node.files().dir.join("told");
+    let note = format!(
+        "{{ echo $CNI_COMMAND $CNI_NETNS $_BPXK_SETIBMOPT_TRANSPORT; cat; echo; }} >> {}",
+        told.display()
+    );
+    let script = format!("case $CNI_COMMAND in ADD|DEL) {note};; esac; echo $result");
+    plugin::install(&node, "reader", &script)?;
+    plugin::only(&node, "reader", &["cgroupPath"])?;
+    let (code, report) = report(&node)?;
+    assert_eq!(code, Some(0), "{report:#}");
+    // One that gives no address is a warning.
+    assert_eq!(finding(&report, "network", "address")?["outcome"], "warn");
+    let told = std::fs::read_to_string(told)?;
+    for command in ["ADD", "DEL"] {
+        let start = format!("{command} stack:zcrid-check-");
+        let mut lines = told.lines().skip_while(|line| !line.starts_with(&start));
+        let line = lines
+            .next()
+            .with_context(|| format!("no {command}: {told}"))?;
+        ensure!(line.ends_with(" TCPIPB"), "{line}");
+        let input: Value = serde_json::from_str(lines.next().context("its input")?)?;
+        let group = &input["runtimeConfig"]["cgroupPath"];
+        let parent = format!("{}/check-", node.slot().cgroup());
+        ensure!(
+            group
+                .as_str()
+                .is_some_and(|g| g.starts_with(&parent) && g.ends_with("-net")),
+            "{input}"
+        );
+    }
+    nothing_is_left(&node)?;
+    node.finish().await
+}
+
 #[tokio::test]
 async fn a_policy_that_cannot_be_read() -> Test {
     let node = TestNode::builder().prepare().await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tonic::Streaming;
-use zcri_integration::pod::words;
+use zcri_integration::pod::{shim_of, words};
 use zcri_integration::v1::{
     ContainerEventResponse, ContainerEventType, ContainerState, GetEventsRequest, PodSandboxState,
     PodSandboxStatusRequest,
@@ -168,19 +168,6 @@ async fn a_start_that_fails_and_a_lost_shim_are_told() -> Test {
     let stopped = expect(&mut events, Stopped, &pod.id).await?;
     assert_eq!(pod_state(&stopped)?, PodSandboxState::SandboxNotready);
     node.finish().await
-}
-
-/// The shim's process, by its command line.
-fn shim_of(pod: &str) -> Result<rustix::process::Pid> {
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&command);
-        if text.contains("zcri-shim") && text.contains(pod) {
-            let pid = entry.file_name().to_string_lossy().parse()?;
-            return rustix::process::Pid::from_raw(pid).context("no process");
-        }
-    }
-    bail!("pod {pod} has no zcri-shim")
 }
 
 #[tokio::test]

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tonic::Code;
+use zcri_integration::pod::{envs, words};
 use zcri_integration::v1::{ContainerState, PodSandboxState};
-use zcri_integration::{Pod, Test, TestNode};
+use zcri_integration::{Pod, Test, TestNode, binaries, wait};
 
 /// A program that says something on its standard error and fails.
 fn failing_program(path: &Path, says: &str) -> Result<()> {
@@ -88,6 +89,66 @@ async fn a_failing_runtime_is_quoted() -> Test {
     for container in node.cri().list_containers(Default::default()).await? {
         assert_ne!(container.state(), ContainerState::ContainerRunning);
     }
+    node.finish().await
+}
+
+/// A runtime that takes its time for one container is no reason not to see what becomes of the others of the pod.
+#[tokio::test]
+async fn a_slow_start_hides_no_end_of_another_container() -> Test {
+    let mut node = TestNode::builder().prepare().await?;
+    let dir = node.scratch("slow")?;
+    let (held, gate) = (dir.join("held"), dir.join("gate"));
+    let program = dir.join("runtime");
+    // It works in the container's bundle.
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *' run '*|'run '*)\n  if grep -q HOLD=1 config.json; then\n    touch {held}\n    \
+         while [ ! -e {gate} ]; do sleep 0.02; done\n  fi;;\nesac\nexec {runc} \"$@\"\n",
+        held = held.display(),
+        gate = gate.display(),
+        runc = binaries::system("runc", "runc")?.display(),
+    );
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    node.add_config(&format!("[runtime.handlers.slow]\npath = {program:?}\n"))?;
+    node.start_daemon().await?;
+    let pod = node.run_pod_with(node.pod_config("p")?, "slow").await?;
+    let mut config = node.container_config("ends").await?;
+    config.command = words(["/bin/sh", "-c", "while [ ! -e /end ]; do sleep 0.02; done"]);
+    let (ends, stopped) = (pod.start(&config).await?, pod.sleeper("stopped").await?);
+    let mut config = node.container_config("slow").await?;
+    config.envs = envs([("HOLD", "1")]);
+    let slow = pod.create(&config).await?;
+    let others = async {
+        wait::until_true("the slow start", wait::PATIENCE, || held.exists()).await?;
+        // It ends by itself, and a stop sees the end of what it stopped.
+        node.exec(&ends, "touch /end").await?.success()?;
+        node.cri().stop(&stopped, 0).await?;
+        wait::until("both ends", wait::PATIENCE, async || {
+            for id in [&ends, &stopped] {
+                if node.cri().status(id).await?.state() != ContainerState::ContainerExited {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })
+        .await?;
+        let state = node.cri().status(&slow).await?.state();
+        ensure!(state == ContainerState::ContainerCreated, "{state:?}");
+        anyhow::Ok(())
+    };
+    let start = async {
+        let started = node.cri().start(&slow).await;
+        started.context("the slow container")
+    };
+    let gated = async {
+        let seen = others.await;
+        std::fs::write(&gate, "")?;
+        seen
+    };
+    let (started, seen) = tokio::join!(start, gated);
+    seen?;
+    started?;
+    assert_eq!(node.exec(&slow, "echo runs").await?.success()?, "runs");
     node.finish().await
 }
 

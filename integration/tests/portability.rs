@@ -35,7 +35,7 @@ const SYSTEMS: [&str; 7] = [
 const NATIVE: [&str; 5] = ["_ne_bytes", "transmute", "align_to", "bytemuck", "zerocopy"];
 
 /// Files that may use them, and why: none of it is a format of the wire or of a file.
-const NATIVE_HERE: [(&str, &str); 9] = [
+const NATIVE_HERE: [(&str, &str); 10] = [
     (
         "sys/src/netlink/message.rs",
         "netlink has the byte order of the host (RFC 3549, section 2.3.2)",
@@ -59,6 +59,10 @@ const NATIVE_HERE: [(&str, &str); 9] = [
     (
         "sys/src/bpf/asm.rs",
         "instructions have the byte order of the host (linux/bpf.h, struct bpf_insn)",
+    ),
+    (
+        "sys/src/bpf/storage.rs",
+        "types for the kernel have the byte order of the host (Documentation/bpf/btf.rst)",
     ),
     (
         "cni/dvipa/src/backend/stack/programs.rs",

@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use zcri_integration::images;
-use zcri_integration::pod::{container_config, envs, security, words};
+use zcri_integration::pod::{container_config, envs, security, shim_of, words};
 use zcri_integration::v1::{
     ContainerConfig, ContainerState, Int64Value, LinuxContainerSecurityContext,
     SupplementalGroupsPolicy,
@@ -215,5 +216,51 @@ async fn a_program_that_is_not_there_is_named() -> Test {
     );
     // The pod goes on.
     assert_eq!(pod.sh("echo fine").await?.success()?, "fine");
+    node.finish().await
+}
+
+/// A daemon that holds many pods needs many files; a program that closes every possible descriptor suffers from that,
+/// so that the shim, and what it starts, has the limit that the daemon was given. (Some versions of runc raise it once
+/// more, for they are written in Go.)
+#[tokio::test]
+async fn the_daemon_may_open_what_it_can_and_its_shims_have_the_nodes_limit() -> Test {
+    let before = getrlimit(Resource::Nofile);
+    let hard = before.maximum.unwrap_or(1 << 20);
+    // Inherited by the daemon, as from a shell or a service manager.
+    let nodes = Rlimit {
+        current: Some(hard / 2),
+        maximum: before.maximum,
+    };
+    setrlimit(Resource::Nofile, nodes)?;
+    let node = TestNode::start().await?;
+    setrlimit(Resource::Nofile, before)?;
+    let soft = |pid: Pid| -> Result<u64> {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", pid.as_raw_nonzero()))?;
+        let files = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files"));
+        let soft = files.and_then(|line| line.split_whitespace().next());
+        Ok(soft.context("limits")?.parse()?)
+    };
+    assert_eq!(soft(node.daemon_pid()?)?, hard);
+    let pod = node.pod("p").await?;
+    assert_eq!(soft(shim_of(&pod.id)?)?, hard / 2);
+    node.finish().await
+}
+
+#[tokio::test]
+async fn limits_of_the_configuration_are_those_of_every_process() -> Test {
+    let node = TestNode::builder()
+        .config("[runtime]\nrlimits = [\"nofile=512:1024\", \"core=0\", \"stack=4194304:8388608\"]")
+        .start()
+        .await?;
+    let pod = node.pod("p").await?;
+    let ask = "ulimit -Hn; ulimit -Sc; ulimit -Ss";
+    let first = pod.sh(&format!("ulimit -Sn; {ask}")).await?;
+    assert_eq!(first.success()?, "512\n1024\n0\n4096");
+    let id = pod.sleeper("c").await?;
+    // Not the soft limit of files, which a runc of before 1.1.13 raises in `exec`.
+    let command = node.exec(&id, ask).await?;
+    assert_eq!(command.success()?, "1024\n0\n4096");
     node.finish().await
 }

@@ -117,6 +117,12 @@ async fn the_benchmark_measures_two_sockets_and_cleans_up() -> Test {
         "1",
         "--pulls",
         "1",
+        "--transfers",
+        "1",
+        "--transfer-mib",
+        "32",
+        "--sessions",
+        "40",
     ]);
     command.args(["--pull-image", &image]);
     command
@@ -138,6 +144,12 @@ async fn the_benchmark_measures_two_sockets_and_cleans_up() -> Test {
         "monitors per pod",
         "CPU, full and idle",
         "pull: given images",
+        "exec session",
+        "exec cat",
+        "exec cat, WebSocket, CPU",
+        "exec, terminal output",
+        "200 exec sessions at once",
+        "left: file descriptors",
     ] {
         let row = rows
             .iter()

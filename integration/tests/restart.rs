@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use zcri_integration::pod::{pod_security, resources, security, words};
+use rustix::process::{Signal, kill_process};
+use zcri_integration::pod::{pod_security, resources, security, shim_of, words};
 use zcri_integration::v1::{
     ContainerState, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxState,
 };
@@ -404,18 +404,40 @@ async fn a_shim_lost_meanwhile_is_noticed_at_the_start() -> Test {
 }
 
 /// The shim's process, by its command line.
-fn shim_of(pod: &str) -> Result<Pid> {
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else {
-            continue;
-        };
-        let text = String::from_utf8_lossy(&command);
-        if text.contains("zcri-shim") && text.contains(pod) {
-            let id = entry.file_name().to_string_lossy().parse()?;
-            return Pid::from_raw(id).context("a process id");
-        }
-    }
-    anyhow::bail!("pod {pod} has no zcri-shim")
+/// The handler of a pod may be configured no more when the pod is found without its shim: what started a container
+/// deletes it.
+#[tokio::test]
+async fn an_orphan_of_a_handler_that_is_gone_is_deleted_by_its_runtime() -> Test {
+    let mut node = TestNode::builder()
+        .allow_log("shim")
+        .allow_log("an orphan was not deleted")
+        .prepare()
+        .await?;
+    let keeps = node.scratch("keeps")?;
+    let runc = zcri_integration::binaries::system("runc", "runc")?;
+    node.add_config(&format!(
+        "[runtime.handlers.passing]\npath = {runc:?}\nroot = {keeps:?}\n"
+    ))?;
+    node.start_daemon().await?;
+    let (pod_id, id) = {
+        let config = node.pod_config("p")?;
+        let pod = node.run_pod_with(config, "passing").await?;
+        let id = pod.sleeper("c").await?;
+        (pod.id, id)
+    };
+    ensure!(
+        keeps.join(&id).exists(),
+        "the runtime keeps a container here"
+    );
+    let shim = shim_of(&pod_id)?;
+    node.kill_daemon().await?;
+    kill_process(shim, Signal::KILL)?;
+    node.add_config("")?;
+    node.start_daemon().await?;
+    node.exited(&id).await?;
+    node.cri().remove(&id).await?;
+    ensure!(!keeps.join(&id).exists(), "and would do so for ever");
+    node.finish().await
 }
 
 /// An upgrade is a restart: an orderly one loses nothing either, and does not wait for what runs.

@@ -90,12 +90,12 @@ async fn no_container_exceeds_what_the_daemon_has() -> Test {
             added.await?.success()?;
             continue;
         }
-        let field = format!("{SECURITY}.capabilities: {name}");
-        refused_as(&node, &pod, &field, |s| {
+        let field = |list: &str| format!("{SECURITY}.capabilities.{list}: {name}");
+        refused_as(&node, &pod, &field("add_capabilities"), |s| {
             s.capabilities = capability(&[name], &[], &[])
         })
         .await?;
-        refused_as(&node, &pod, &field, |s| {
+        refused_as(&node, &pod, &field("add_ambient_capabilities"), |s| {
             s.capabilities = capability(&[], &[], &[name])
         })
         .await?;

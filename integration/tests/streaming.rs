@@ -328,7 +328,11 @@ async fn a_slow_client_slows_its_own_command_only() -> Test {
         while slow.seen.stdout.len() < 40_000_000 {
             slow.next().await?.context("the session ended")?;
         }
-        ensure!(written().await? > before);
+        // For a moment the file is empty.
+        wait::until("the command to go on", wait::PATIENCE, async || {
+            Ok((written().await? > before).then_some(()))
+        })
+        .await?;
         drop(slow);
         gone(&node, &id, "/tmp/written").await?;
     }
@@ -606,8 +610,11 @@ async fn a_daemon_that_stops_ends_its_sessions_and_their_commands() -> Test {
         // Whatever is said, it ends.
         while session.next().await?.is_some() {}
     }
-    let left = zcri_integration::leaks::processes_with(node.slot(), "sleep 7777");
-    ensure!(left.is_empty(), "{left:?}");
+    // Killed they are; when they are gone is the kernel's affair.
+    wait::until_true("the end of the commands", wait::PATIENCE, || {
+        zcri_integration::leaks::processes_with(node.slot(), "sleep 7777").is_empty()
+    })
+    .await?;
     node.start_daemon().await?;
     assert_eq!(node.exec(&id, "echo alive").await?.success()?, "alive");
     node.finish().await

@@ -68,6 +68,7 @@ pub(crate) fn start(arguments: &Arguments) -> Result<(), StartError> {
         return announce(&socket).map_err(call("print the address"));
     }
     own_namespaces().map_err(call("enter namespaces of the pod's own"))?;
+    restore_open_files().map_err(call("set the limit of open files"))?;
     let listener = listen(&socket).map_err(at("listen on", &socket))?;
     if launcher_is_gone() {
         // Nobody wants the pod any more. A successor that looked for its monitor before the socket was there took it
@@ -111,6 +112,15 @@ fn own_namespaces() -> io::Result<()> {
         Some(cause) => io::Error::new(cause.kind(), format!("{error}: {cause}")),
         None => io::Error::other(error),
     })
+}
+
+/// The daemon raises its limit of open files for itself: containers inherit the node's.
+fn restore_open_files() -> io::Result<()> {
+    match std::env::var("ZCRI_SHIM_OPEN_FILES").map(|soft| soft.parse()) {
+        Ok(Ok(soft)) => zcri_sys::open_files::set_soft_limit(soft),
+        Ok(Err(_)) => Err(io::ErrorKind::InvalidInput.into()),
+        Err(_unset) => Ok(()),
+    }
 }
 
 /// The life of the monitor.

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::Status;
 
+use zcri_codepage::{CodePage, Typed};
+
 use crate::audience::Audience;
 use crate::cgroup::Cgroup;
 use crate::cri_log::{LogFile, Splitter, Stream};
@@ -161,7 +163,22 @@ pub(crate) struct Terminal {
     pub(crate) input: Option<Watch>,
     /// Read from the input and not yet taken by the terminal.
     pub(crate) to_master: Vec<u8>,
+    /// What the input is converted by, since it first was.
+    pub(crate) encoder: Option<Typed>,
     pub(crate) output: TerminalOutput,
+}
+
+impl Terminal {
+    /// Takes input in.
+    pub(crate) fn typed(&mut self, bytes: &[u8], page: Option<CodePage>) {
+        match page {
+            None => self.to_master.extend_from_slice(bytes),
+            Some(page) => self
+                .encoder
+                .get_or_insert_with(|| Typed::new(page))
+                .convert(bytes, &mut self.to_master),
+        }
+    }
 }
 
 /// Where the output of a terminal goes.

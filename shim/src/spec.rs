@@ -86,8 +86,12 @@ impl Spec {
 
     /// What its output is converted from, if it is converted (zcrid's annotation).
     pub(crate) fn output_rule(&self) -> Result<Option<Rule>, UnknownCodePage> {
-        let text = self.annotations.output_code_page.as_deref();
-        text.map(str::parse).transpose()
+        zcri_codepage::setting(
+            self.annotations
+                .output_code_page
+                .as_deref()
+                .unwrap_or_default(),
+        )
     }
 
     /// Is this the sandbox itself, whose process is the pod's init? (containerd's annotation, `pkg/annotations`.)

@@ -7,12 +7,14 @@
 //! Source: bpf(2); `linux/bpf.h`; Linux, Documentation/bpf/prog_cgroup_sockopt.rst and `kernel/bpf/cgroup.c`.
 
 pub mod asm;
+mod storage;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::{Error, Result};
 use asm::Instruction;
+pub use storage::SocketStorage;
 
 /// Where a program of a control group runs. The numbers are those of `enum bpf_attach_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +35,8 @@ pub enum Hook {
     Sendmsg4 = 14,
     /// sendmsg(2) of an unconnected UDP socket, IPv6.
     Sendmsg6 = 15,
+    /// setsockopt(2).
+    Setsockopt = 22,
 }
 
 impl Hook {
@@ -40,6 +44,7 @@ impl Hook {
     fn program_type(self) -> u32 {
         match self {
             Self::Ingress | Self::Egress => 8,
+            Self::Setsockopt => 25,
             _ => 18,
         }
     }

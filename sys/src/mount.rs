@@ -3,11 +3,11 @@
 mod tree;
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags};
 
@@ -64,13 +64,33 @@ pub fn overlay(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
 }
 
 fn mount_overlay(overlay: &Overlay<'_>, target: &Path) -> Result<()> {
-    match overlay_by_descriptor(overlay, target) {
-        // Before Linux 6.5 there is no `lowerdir+`.
-        Err(Errno::INVAL | Errno::NOSYS) => overlay_by_options(overlay, target),
-        other => other,
-    }
-    .map_err(|e| Error::path("mount overlay on", target, e))
+    let release = rustix::system::uname();
+    let mounted = if adds_layers(&release.release().to_string_lossy()) {
+        match overlay_by_descriptor(overlay, target) {
+            // Another kernel than its name says.
+            Err(Errno::INVAL | Errno::NOSYS) => overlay_by_options(overlay, target),
+            other => other,
+        }
+    } else {
+        overlay_by_options(overlay, target)
+    };
+    mounted.map_err(|e| Error::path("mount overlay on", target, e))
 }
+
+/// Whether overlayfs of a kernel takes layers one by one (`lowerdir+`, since Linux 6.5). An older one would write of
+/// the attempt into its log for each container.
+fn adds_layers(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (6, 5),
+        _ => true,
+    }
+}
+
+/// What mount(2) takes of its options, the byte that ends them apart.
+const OPTIONS_MAX: usize = 4095;
 
 /// One call per layer, so that neither the number of layers nor the length of their paths is limited by a page.
 fn overlay_by_descriptor(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno> {
@@ -91,8 +111,26 @@ fn overlay_by_descriptor(overlay: &Overlay<'_>, target: &Path) -> Result<(), Err
 }
 
 fn overlay_by_options(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno> {
+    let options = overlay_options(overlay, overlay.lower);
+    if options.len() <= OPTIONS_MAX {
+        return mount_with(options, target);
+    }
+    // The names of descriptors are short.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |lower: &PathBuf| rustix::fs::open(lower, flags, Mode::empty());
+    let opened = overlay
+        .lower
+        .iter()
+        .map(open)
+        .collect::<Result<Vec<_>, _>>()?;
+    let named = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let names: Vec<PathBuf> = opened.iter().map(named).collect();
+    mount_with(overlay_options(overlay, &names), target)
+}
+
+fn overlay_options(overlay: &Overlay<'_>, lower: &[PathBuf]) -> Vec<u8> {
     let mut options = Vec::from(*b"index=off,lowerdir=");
-    for (i, lower) in overlay.lower.iter().enumerate() {
+    for (i, lower) in lower.iter().enumerate() {
         if i > 0 {
             options.push(b':');
         }
@@ -104,6 +142,10 @@ fn overlay_by_options(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno>
         options.extend_from_slice(b",workdir=");
         options.extend_from_slice(writable.work.as_os_str().as_bytes());
     }
+    options
+}
+
+fn mount_with(options: Vec<u8>, target: &Path) -> Result<(), Errno> {
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount(
         "overlay",
@@ -219,14 +261,29 @@ mod tests {
     }
 
     #[test]
+    fn kernels_that_take_layers_one_by_one() {
+        for (release, expected) in [
+            ("6.5.0", true),
+            ("6.18.1-generic", true),
+            ("7.0-rc1", true),
+            ("6.1.0-56-cloud-amd64", false),
+            ("5.14.0-503.el9.x86_64", false),
+            ("unknown", true),
+        ] {
+            assert_eq!(adds_layers(release), expected, "{release}");
+        }
+    }
+
+    #[test]
     fn an_overlay_of_many_layers_by_both_ways() {
         let dir = std::env::temp_dir().join(format!("zcri-ovl-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         // The layers are on a tmpfs: the root file system of a test container may itself be an overlay.
         rustix::mount::mount("t", &dir, "tmpfs", MountFlags::empty(), None).unwrap();
-        let lower: Vec<PathBuf> = (0..60)
+        // More than the options of mount(2) hold.
+        let lower: Vec<PathBuf> = (0..120)
             .map(|i| {
-                let layer = dir.join(format!("layer-{i}"));
+                let layer = dir.join(format!("layer-{i}-{}", "x".repeat(90)));
                 std::fs::create_dir(&layer).unwrap();
                 std::fs::write(layer.join("top"), i.to_string()).unwrap();
                 layer

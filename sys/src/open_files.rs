@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Descriptors of some processes together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OpenFiles {
@@ -46,9 +48,56 @@ fn soft_limit_in(limits: &str) -> Option<u64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
+/// Lets this process open as many files as it may allow itself: the soft limit becomes the hard one. Gives the soft
+/// limit before if it was lower.
+///
+/// What the process starts inherits the limit, and programs that use `select` or close every possible descriptor
+/// suffer from a high one: it is to be put back for them by [`set_soft_limit`].
+///
+/// # Errors
+/// The kernel refused.
+pub fn raise_soft_limit() -> std::io::Result<Option<u64>> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let Some(before) = current.filter(|soft| maximum.is_none_or(|hard| *soft < hard)) else {
+        return Ok(None);
+    };
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Nofile, raised)?;
+    Ok(Some(before))
+}
+
+/// Sets the soft limit of open files of this process, for it and for what it starts.
+///
+/// # Errors
+/// It is above the hard limit.
+pub fn set_soft_limit(soft: u64) -> std::io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let limit = Rlimit {
+        current: Some(soft),
+        maximum,
+    };
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_soft_limit_is_raised_to_the_hard_one_and_put_back() {
+        let before = getrlimit(Resource::Nofile);
+        let hard = before.maximum.unwrap_or(1 << 20);
+        set_soft_limit(hard / 2).unwrap();
+        assert_eq!(raise_soft_limit().unwrap(), Some(hard / 2));
+        assert_eq!(getrlimit(Resource::Nofile).current, before.maximum);
+        assert_eq!(raise_soft_limit().unwrap(), None, "there is no more");
+        assert_eq!(set_soft_limit(hard / 2).ok(), Some(()));
+        assert_eq!(soft_limit(std::process::id()), Some(hard / 2));
+        setrlimit(Resource::Nofile, before).unwrap();
+    }
 
     #[test]
     fn files_and_sockets_of_this_process_are_counted() {

@@ -10,8 +10,10 @@
 //! reply                     receives at the last bound UDP socket, answers -> ok PEER
 //! receive                   at the last UDP socket that sent or connected  -> ok PEER
 //! again ADDRESS             connects the last UDP socket anew -> ok LOCAL PEER
+//! v6only ADDRESS            a TCP listener with IPV6_V6ONLY  -> ok LOCAL
+//! soon COMMAND              the same, with less patience: where nothing is expected
 //! ```
-//! What fails says `err ERRNO`; what gets nothing within half a second, `err 11`.
+//! What fails says `err ERRNO`; what waited in vain, `err 11`.
 
 use std::{
     io::{self, BufRead as _, Write as _},
@@ -22,10 +24,12 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketType};
 
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 struct Probe {
+    patience: Duration,
     listener: Option<TcpListener>,
     streams: Vec<TcpStream>,
     bound: Option<UdpSocket>,
@@ -37,7 +41,12 @@ fn main() {
     for line in io::stdin().lock().lines() {
         let line = line.unwrap_or_default();
         let words: Vec<&str> = line.split(' ').collect();
-        let said = match probe.obey(&words) {
+        let (patience, words) = match words.as_slice() {
+            ["soon", rest @ ..] => (SOON, rest),
+            all => (PATIENCE, all),
+        };
+        probe.patience = patience;
+        let said = match probe.obey(words) {
             Ok(said) => format!("ok {said}"),
             Err(e) => format!("err {}", e.raw_os_error().unwrap_or(-1)),
         };
@@ -56,9 +65,15 @@ impl Probe {
             ["bind", "udp", address] => {
                 let socket = UdpSocket::bind(parse(address)?)?;
                 let local = socket.local_addr()?;
-                socket.set_read_timeout(Some(PATIENCE))?;
                 self.bound = Some(socket);
                 Ok(local.to_string())
+            }
+            ["v6only", address] => {
+                let socket = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None)?;
+                rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+                rustix::net::bind(&socket, &parse(address)?)?;
+                rustix::net::listen(&socket, 5)?;
+                self.keep(TcpListener::from(socket))
             }
             ["listen4"] => {
                 let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
@@ -66,7 +81,7 @@ impl Probe {
                 self.keep(TcpListener::from(socket))
             }
             ["connect", "tcp", address] => {
-                let stream = TcpStream::connect_timeout(&parse(address)?, PATIENCE)?;
+                let stream = TcpStream::connect_timeout(&parse(address)?, self.patience)?;
                 let said = format!("{} {}", stream.local_addr()?, stream.peer_addr()?);
                 self.streams.push(stream);
                 Ok(said)
@@ -86,12 +101,14 @@ impl Probe {
             }
             ["reply"] => {
                 let socket = self.bound.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+                socket.set_read_timeout(Some(self.patience))?;
                 let (_, peer) = socket.recv_from(&mut [0; 9])?;
                 socket.send_to(&[2], peer)?;
                 Ok(canonical(peer).to_string())
             }
             ["receive"] => {
                 let socket = self.sender.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+                socket.set_read_timeout(Some(self.patience))?;
                 let (_, peer) = socket.recv_from(&mut [0; 9])?;
                 Ok(canonical(peer).to_string())
             }
@@ -108,11 +125,11 @@ impl Probe {
 
     fn accept(&mut self) -> io::Result<String> {
         let listener = self.listener.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + self.patience;
         loop {
             match listener.accept() {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
-                    std::thread::yield_now();
+                    std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(e) => return Err(e),
                 Ok((stream, peer)) => {
@@ -143,9 +160,7 @@ fn unbound(to: SocketAddr) -> io::Result<UdpSocket> {
         AddressFamily::INET6
     };
     let socket: OwnedFd = rustix::net::socket(family, SocketType::DGRAM, None)?;
-    let socket = UdpSocket::from(socket);
-    socket.set_read_timeout(Some(PATIENCE))?;
-    Ok(socket)
+    Ok(UdpSocket::from(socket))
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

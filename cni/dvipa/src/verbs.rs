@@ -52,6 +52,16 @@ fn joined(ips: &[IpAddr]) -> String {
     texts.join(" and ")
 }
 
+fn owner(config: &Config, pod: &Pod) -> Owner {
+    Owner {
+        network: config.network.clone(),
+        container: pod.container.clone(),
+        ifname: pod.ifname.clone(),
+        pod: pod.name.as_ref().map(|(ns, name)| format!("{ns}/{name}")),
+        ..Owner::default()
+    }
+}
+
 /// Attaches a pod, or finds it attached.
 ///
 /// # Errors
@@ -66,12 +76,8 @@ pub fn add(input: &Input, pod: &Pod, log: &Log) -> Result<Value> {
     }
     let mut backend = backend::open(config)?;
     let owner = Owner {
-        network: config.network.clone(),
-        container: pod.container.clone(),
-        ifname: pod.ifname.clone(),
-        pod: pod.name.as_ref().map(|(ns, name)| format!("{ns}/{name}")),
         cgroup: backend.prepare(pod)?,
-        ..Owner::default()
+        ..owner(config, pod)
     };
     let store = store(config)?;
     let key = Key::new(&config.network, &pod.container, &pod.ifname);
@@ -213,19 +219,26 @@ pub fn del(input: &Input, pod: &Pod, log: &Log) -> Result<()> {
     let mut backend = backend::open(config)?;
     let store = store(config)?;
     let key = Key::new(&config.network, &pod.container, &pod.ifname);
-    if let Some(claim) = store.find(&key)? {
+    let claim = match store.find(&key)? {
+        Some(claim) => claim,
+        // Claimed all the same: what an ADD makes meanwhile must not be taken for what got lost.
+        None => store.claim(&key, &owner(config, pod))?,
+    };
+    if !store.addresses(&claim)?.is_empty() {
         return detach(&store, &claim, &mut *backend, log);
     }
     // Its lease got lost, or it never had one: what is active of it by name, or by the result of its ADD, goes too,
     // unless it is somebody else's by now.
     let mut addresses = backend::result_addresses(input.prev_result.as_ref());
     addresses.retain(|ip| config.ranges.allows(*ip).is_ok() && !store.is_leased(*ip));
+    let owner = claim.owner();
     let remains = Remains {
         key: &key,
         addresses: &addresses,
-        owner: None,
+        owner: owner.as_ref(),
     };
     backend.detach(&remains, log)?;
+    store.release(&claim)?;
     log.line("has no lease");
     Ok(())
 }

@@ -5,5 +5,7 @@
 mod auth;
 mod documentation;
 mod files;
+mod kubernetes;
 mod registries;
+mod started_task;
 mod values;

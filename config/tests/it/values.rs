@@ -80,12 +80,18 @@ fn every_key_is_read() {
         cgroup_manager = "systemd"
         cgroup_parent = "pods.slice"
         pids_limit = 4096
+        rlimits = ["nofile=1024:2048", "core=unlimited"]
         cdi_spec_dirs = ["/c"]
         [runtime.handlers.wasm]
         path = "/x/wasm"
         type = "shim"
         root = "/x/root"
+        [runtime.handlers.zos]
+        path = "/x/runc"
         output_code_page = "IBM-1047 untagged"
+        [runtime.handlers.off]
+        path = "/x/runc"
+        output_code_page = "none"
         [network]
         conf_dir = "/c"
         plugin_dirs = ["/p", "/q"]
@@ -147,11 +153,21 @@ fn every_key_is_read() {
         path: "/x/wasm".into(),
         kind: HandlerType::Shim,
         root: Some("/x/root".into()),
-        output: Some("IBM-1047 untagged".parse().unwrap()),
+        output: None,
+    };
+    let oci = |output: Option<&str>| Handler {
+        path: "/x/runc".into(),
+        kind: HandlerType::Oci,
+        root: None,
+        output: output.map(|rule| rule.parse().unwrap()),
     };
     assert_eq!(
         config.runtime.handlers,
-        BTreeMap::from([("wasm".to_owned(), handler.clone())])
+        BTreeMap::from([
+            ("off".to_owned(), oci(None)),
+            ("wasm".to_owned(), handler.clone()),
+            ("zos".to_owned(), oci(Some("IBM-1047 untagged"))),
+        ])
     );
     assert_eq!(config.runtime.handler(""), Some(("wasm", &handler)));
     assert_eq!(config.runtime.handler("runc"), None);
@@ -159,6 +175,13 @@ fn every_key_is_read() {
     assert_eq!(config.runtime.cgroup_manager, CgroupManager::Systemd);
     assert_eq!(config.runtime.cgroup_parent, "pods.slice");
     assert_eq!(config.runtime.pids_limit, NonZeroU32::new(4096));
+    let rlimits: Vec<_> = config
+        .runtime
+        .rlimits
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(rlimits, ["nofile=1024:2048", "core=unlimited:unlimited"]);
     assert_eq!(config.runtime.cdi_spec_dirs, [Path::new("/c")]);
     assert_eq!(
         config.network.plugin_dirs,
@@ -221,6 +244,11 @@ const WRONG: &[(&str, &str, &str)] = &[
         "output_code_page = \"UTF-8\"",
         "code page",
     ),
+    (
+        "runtime.handlers.runc",
+        "type = \"shim\"\noutput_code_page = \"IBM-1047\"",
+        "writes the log itself",
+    ),
     ("console", "output = \"console.log\"", "absolute"),
     ("console", "output = true", "string"),
     ("api", "listen = \"run/x\"", "absolute"),
@@ -267,6 +295,16 @@ const WRONG: &[(&str, &str, &str)] = &[
         "slice",
     ),
     ("runtime", "pids_limit = -1", "from 0"),
+    ("runtime", "rlimits = [\"nofile\"]", "nofile=1024"),
+    ("runtime", "rlimits = [\"nofiles=1\"]", "nofile=1024"),
+    ("runtime", "rlimits = [\"nofile=-1\"]", "nofile=1024"),
+    ("runtime", "rlimits = [\"nofile=2:1\"]", "nofile=1024"),
+    (
+        "runtime",
+        "rlimits = [\"nofile=unlimited:1\"]",
+        "nofile=1024",
+    ),
+    ("runtime", "rlimits = [\"core=1\", \"core=2\"]", "twice"),
     ("runtime", "cdi_spec_dirs = [\"c\"]", "absolute"),
     ("runtime", "handlers = 3", "table"),
     ("runtime", "handlers.runc = 3", "table"),
@@ -490,12 +528,14 @@ proptest! {
         pinned in proptest::collection::vec("[a-z*/\"']{1,10}", 0..4),
         port in any::<u16>(),
         handler in "[a-z0-9]{1,12}",
+        (soft, hard) in (any::<u64>(), any::<u64>()).prop_map(|(a, b)| (a.min(b), a.max(b))),
     ) {
         let mut config = Config::default();
         config.api.socket_mode = mode;
         // Two roots that are equal, or that end in a slash, are other tests' business.
         config.storage.root = Path::new(&format!("{root}x")).to_owned();
         config.runtime.pids_limit = NonZeroU32::new(pids);
+        config.runtime.rlimits = vec![zcri_config::Rlimit { name: "stack", soft, hard }];
         config.image.pinned = pinned;
         config.stream.port = port;
         let path = Path::new("/bin/x").to_owned();

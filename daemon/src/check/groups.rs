@@ -19,12 +19,7 @@ const BUS: &str = "/run/dbus/system_bus_socket";
 
 pub(super) fn check(config: &Config, name: &str, area: &mut Area<'_>) {
     if config.platform.kind == PlatformKind::Zos {
-        area.skip(
-            "WLM",
-            "that the service class or qualifier is classified is not to be seen from a program: `D WLM` and the \
-             WLM dialogs tell",
-        );
-        return;
+        return super::zos::workloads(config, area);
     }
     let tree = match Tree::detect() {
         Ok(tree) => tree,
@@ -142,9 +137,7 @@ pub(super) struct Traces {
 impl Traces {
     /// To be asked before anything is made.
     pub(super) fn before(config: &Config, name: &str) -> Self {
-        let made_by_us = config.platform.kind == PlatformKind::Linux
-            && config.runtime.cgroup_manager == CgroupManager::Cgroupfs;
-        if !made_by_us {
+        if config.runtime.cgroup_manager != CgroupManager::Cgroupfs {
             return Self::default();
         }
         let group = group_of(&config.runtime.cgroup_parent, name);

@@ -11,6 +11,7 @@ use zcri_config::{Config, PlatformKind};
 use zcri_sys::mount::{self, Overlay, Writable};
 
 use self::elf::{GREETING, Machine};
+use super::advice_on;
 use super::groups;
 use super::report::Area;
 use super::scratch::Scratch;
@@ -65,13 +66,19 @@ pub(super) async fn check(
         };
         hello.spec = spec(config, &groups::hello_path(config, scratch.name()));
         let said = hello.run(config, scratch, machine).await;
-        let advice = "the words of the OCI runtime say what it lacks";
-        match said {
-            Ok(text) => area.pass(&handler.name, text),
-            Err(error) if handler.name == config.runtime.default_handler => {
-                area.fail(&handler.name, error, advice);
+        let error = match said {
+            Ok(text) => {
+                area.pass(&handler.name, text);
+                continue;
             }
-            Err(error) => area.warn(&handler.name, error, advice),
+            Err(error) => error,
+        };
+        let otherwise = "the words of the OCI runtime say what it lacks";
+        let advice = advice_on(config.platform.kind, &error, otherwise);
+        if handler.name == config.runtime.default_handler {
+            area.fail(&handler.name, error, advice);
+        } else {
+            area.warn(&handler.name, error, advice);
         }
     }
 }
@@ -95,10 +102,15 @@ impl Hello {
         let pod = scratch.pod_bundle().ok_or("no bundle")?;
         std::fs::create_dir_all(&pod).map_err(|e| format!("{}: {e}", pod.display()))?;
         let program = compose::shim_program(config).map_err(|e| format!("{e:#}"))?;
-        let launcher = ShimLauncher { program };
-        let shim = launcher
-            .start(scratch.name(), &pod, &ShimNamespaces::default())
-            .await;
+        let launcher = ShimLauncher {
+            program,
+            open_files: None,
+        };
+        let namespaces = ShimNamespaces {
+            stack: config.network.stack_name.clone(),
+            ..ShimNamespaces::default()
+        };
+        let shim = launcher.start(scratch.name(), &pod, &namespaces).await;
         let shim = shim.map_err(|e| Chain(&e).to_string())?;
         let ran = tokio::time::timeout(PATIENCE, self.start_and_wait(&shim)).await;
         if ran.is_err() {

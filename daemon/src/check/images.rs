@@ -3,6 +3,7 @@
 use zcri_config::auth::AuthFile;
 use zcri_config::registries::Registries;
 use zcri_config::{Config, PlatformKind};
+use zcri_image::{AdditionalStores, Platform};
 
 use super::policy::{self, PolicyFile};
 use super::report::Area;
@@ -36,6 +37,34 @@ pub(super) fn check(config: &Config, area: &mut Area<'_>) {
         );
     }
     signatures(config, area);
+    additional_stores(config, area);
+}
+
+/// Stores of Podman that images are used from, where this node has none of the name itself.
+fn additional_stores(config: &Config, area: &mut Area<'_>) {
+    let platform = config.platform.image.resolve();
+    let named = platform.to_string();
+    let platform = Platform {
+        os: platform.os,
+        architecture: platform.architecture,
+        variant: platform.variant,
+    };
+    for dir in &config.image.additional_stores {
+        let what = format!("{} (additional store)", dir.display());
+        match std::fs::read_dir(dir) {
+            Ok(_) => {
+                let store = AdditionalStores::new([dir.clone()], platform.clone());
+                let count = store.list().len();
+                area.pass(what, format!("{count} images for {named}"));
+            }
+            Err(error) => area.warn(
+                what,
+                error.to_string(),
+                "mount it (zOSCP: Podman's store, read-only), or take it out of [image] additional_stores: its images \
+                 are pulled instead",
+            ),
+        }
+    }
 }
 
 fn signatures(config: &Config, area: &mut Area<'_>) {
@@ -51,7 +80,8 @@ fn signatures(config: &Config, area: &mut Area<'_>) {
         PolicyFile::Absent if config.platform.kind == PlatformKind::Zos => area.fail(
             what,
             format!("{} is not there: no image is let in", path.display()),
-            "make it: containers-policy.json(5)",
+            "make it: containers-policy.json(5), such as {\"default\":[{\"type\":\"reject\"}],\"transports\":{\"docker\":\
+             {\"icr.io/zoscp\":[{\"type\":\"insecureAcceptAnything\"}]}}}",
         ),
         PolicyFile::Absent => area.warn(
             what,

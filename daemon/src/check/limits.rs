@@ -4,9 +4,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
-use zcri_config::Config;
+use zcri_config::{Config, PlatformKind};
 
 use super::report::Area;
+use super::zos;
 
 /// A pod takes a handful of descriptors (shim connection, log, FIFOs): this is enough for more pods than a kubelet runs.
 const DESCRIPTORS: u64 = 65_536;
@@ -56,6 +57,9 @@ const KNOBS: &[Knob] = &[
 
 pub(super) fn check(config: &Config, area: &mut Area<'_>) {
     descriptors(config, area);
+    if config.platform.kind == PlatformKind::Zos {
+        zos::shared_pages(area);
+    }
     if std::env::consts::OS != "linux" {
         area.skip(
             "processes",
@@ -63,7 +67,9 @@ pub(super) fn check(config: &Config, area: &mut Area<'_>) {
         );
         return;
     }
-    for knob in KNOBS {
+    // An emulated LPAR is Linux, but its pods have no user namespaces.
+    let zos = config.platform.kind == PlatformKind::Zos;
+    for knob in KNOBS.iter().filter(|k| !zos || k.what != "user namespaces") {
         match std::fs::read_to_string(knob.file) {
             Ok(text) => number(area, knob, text.trim()),
             Err(error) => area.skip(knob.what, format!("{}: {error}", knob.file)),

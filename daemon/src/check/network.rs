@@ -5,15 +5,21 @@ use std::time::Duration;
 
 use zcri_cni::{Attachment, Cni, CniDirs, NetworkList, pod_args};
 use zcri_config::{Config, NetworkIsolation, PlatformKind};
+use zcri_sys::cgroup::Tree;
 use zcri_sys::namespace::{self, PodNamespaces};
 
-use super::Privilege;
+use super::groups;
 use super::report::Area;
 use super::scratch::Scratch;
+use super::zos;
+use super::{Privilege, advice_on};
 use crate::error::Chain;
+use crate::runtime::STACK_AFFINITY;
 
 /// More than a plugin should need; a check must not hang with it.
 const PLUGIN_MAX: Duration = Duration::from_secs(20);
+/// What to do about a plugin that refuses.
+const MEND: &str = "what the plugin says has to be mended: no pod gets a network until then";
 /// The interface in the scratch namespace.
 const INTERFACE: &str = "eth0";
 
@@ -40,6 +46,9 @@ pub(super) async fn check(config: &Config, scratch: &Scratch, area: &mut Area<'_
         "configuration",
         format!("{} in {}", list.name(), list.file().display()),
     );
+    if config.platform.kind == PlatformKind::Zos {
+        zos::stack(config, list.file(), area);
+    }
     for skipped in list.skipped() {
         area.warn(
             "configuration",
@@ -51,11 +60,9 @@ pub(super) async fn check(config: &Config, scratch: &Scratch, area: &mut Area<'_
         return;
     }
     if let Err(error) = list.status().await {
-        area.fail(
-            "STATUS",
-            Chain(&error).to_string(),
-            "what the plugin says has to be mended: no pod gets a network until then",
-        );
+        let words = Chain(&error).to_string();
+        let advice = advice_on(config.platform.kind, &words, MEND);
+        area.fail("STATUS", words, advice);
         return;
     }
     let speaks = if list.version().as_str() >= "1.1" {
@@ -92,33 +99,26 @@ async fn plugins(config: &Config, list: &NetworkList, area: &mut Area<'_>) -> bo
 
 async fn address(config: &Config, scratch: &Scratch, list: &NetworkList, area: &mut Area<'_>) {
     let what = "address";
-    let on_the_stack = match config.network.isolation {
-        NetworkIsolation::Namespace => false,
-        NetworkIsolation::Stack => true,
-        NetworkIsolation::Auto => config.platform.kind == PlatformKind::Zos,
+    let wanted = if on_the_stack(config) {
+        // It is active for a moment, as that of a pod which ends at once.
+        stack_attachment(config, scratch)
+    } else {
+        let Some(netns) = scratch.state().map(|dir| dir.join("netns")) else {
+            return area.skip(what, "there is no directory for a network namespace");
+        };
+        let namespaces = PodNamespaces {
+            net: Some(netns.clone()),
+            ..PodNamespaces::default()
+        };
+        if let Err(error) = namespace::create(&namespaces) {
+            let advice = Privilege::Network.advice(config.platform.kind);
+            return area.fail(what, Chain(&error).to_string(), advice);
+        }
+        attachment(scratch, netns)
     };
-    if on_the_stack {
-        area.skip(
-            what,
-            "an address on the node's own stack is live at once and tied to a pod: run a pod, and see it in \
-             `ip address` (on z/OS: `D TCPIP,,NETSTAT,VIPADYN`)",
-        );
-        return;
-    }
-    let Some(netns) = scratch.state().map(|dir| dir.join("netns")) else {
-        return area.skip(what, "there is no directory for a network namespace");
-    };
-    let wanted = PodNamespaces {
-        net: Some(netns.clone()),
-        ..PodNamespaces::default()
-    };
-    if let Err(error) = namespace::create(&wanted) {
-        let advice = Privilege::Network.advice(config.platform.kind);
-        return area.fail(what, Chain(&error).to_string(), advice);
-    }
     let before = interfaces();
-    let advice = "what the plugin says has to be mended: no pod gets a network until then";
-    let attached = list.add(&attachment(scratch, netns)).await;
+    let advice = |words: &str| advice_on(config.platform.kind, words, MEND);
+    let attached = list.add(&wanted).await;
     match &attached {
         Ok(result) => {
             let ips: Vec<_> = result.pod_ips().map(|ip| ip.to_string()).collect();
@@ -132,13 +132,16 @@ async fn address(config: &Config, scratch: &Scratch, list: &NetworkList, area: &
                 area.pass(what, format!("{} was given", ips.join(", ")));
             }
         }
-        Err(error) => area.fail(what, Chain(error).to_string(), advice),
+        Err(error) => {
+            let words = Chain(error).to_string();
+            area.fail(what, &words, advice(&words));
+        }
     }
     // Also after a failure: what could not be undone is tried once more.
     match detach(config, scratch).await {
         Ok(()) if attached.is_ok() => area.pass("address back", "given back"),
         Ok(()) => {}
-        Err(error) => area.fail("address back", error, advice),
+        Err(words) => area.fail("address back", &words, advice(&words)),
     }
     let new: Vec<_> = interfaces()
         .into_iter()
@@ -150,6 +153,25 @@ async fn address(config: &Config, scratch: &Scratch, list: &NetworkList, area: &
             format!("{} stays, as after the first pod", new.join(", ")),
         );
     }
+}
+
+fn on_the_stack(config: &Config) -> bool {
+    match config.network.isolation {
+        NetworkIsolation::Namespace => false,
+        NetworkIsolation::Stack => true,
+        NetworkIsolation::Auto => config.platform.kind == PlatformKind::Zos,
+    }
+}
+
+/// An attachment to the node's own stack. The plugin makes the control group where there are such, and removes it.
+fn stack_attachment(config: &Config, scratch: &Scratch) -> Attachment {
+    let token = config.network.netns_token.replace("{id}", &id(scratch));
+    let mut attachment = attachment(scratch, token.into());
+    if Tree::detect().is_ok_and(|tree| tree.unified().is_some()) {
+        let group = groups::hello_path(config, &format!("{}-net", scratch.name()));
+        attachment.runtime_config.cgroup_path = Some(group.in_tree());
+    }
+    attachment
 }
 
 fn attachment(scratch: &Scratch, netns: PathBuf) -> Attachment {
@@ -211,7 +233,13 @@ fn cni_at(config: &Config, dir: &Path) -> Cni {
         plugin_dirs: config.network.plugin_dirs.clone(),
         cache_dir: dir.join("cni"),
     };
-    Cni::new(dirs, config.network.plugin_timeout.min(PLUGIN_MAX))
+    let affinity = config.network.stack_name.iter();
+    let affinity = affinity.map(|name| (STACK_AFFINITY, name.into()));
+    Cni::with_environment(
+        dirs,
+        config.network.plugin_timeout.min(PLUGIN_MAX),
+        affinity,
+    )
 }
 
 fn interfaces() -> Vec<String> {

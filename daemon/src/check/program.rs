@@ -10,7 +10,9 @@ use zcri_config::{Config, HandlerType};
 
 use super::report::Area;
 use crate::compose;
-use crate::runtime::Handler;
+use crate::error::Chain;
+use crate::platform::Platform;
+use crate::runtime::{Handler, HandlerFeatures};
 
 /// A runtime that does not tell its version in this time would start no container either.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,8 +31,9 @@ pub(super) async fn check(config: &Config, area: &mut Area<'_>) -> Vec<Handler> 
         match version {
             Ok(version) => {
                 area.pass(name, format!("{path}, {version}"));
-                features(name, &handler.path, area).await;
-                usable.extend(known.get(name).ok().cloned());
+                if features(config, name, &handler.path, area).await {
+                    usable.extend(known.get(name).ok().cloned());
+                }
             }
             Err(error) if *name == config.runtime.default_handler => area.fail(
                 name,
@@ -87,18 +90,30 @@ async fn version(path: &Path) -> Result<String, String> {
     }
 }
 
-/// What the runtime says of itself (runtime-spec, features.md); older ones say nothing.
-async fn features(name: &str, path: &Path, area: &mut Area<'_>) {
+/// What the runtime says of itself (runtime-spec, features.md); older ones say nothing. Gives whether it may be able to
+/// run containers of this platform.
+async fn features(config: &Config, name: &str, path: &Path, area: &mut Area<'_>) -> bool {
     let what = format!("{name} features");
-    let said = match run(path, "features").await {
-        Ok(output) if output.status.success() => {
-            serde_json::from_slice::<Value>(&output.stdout).ok()
+    let answer = match run(path, "features").await {
+        Ok(output) if output.status.success() => output.stdout,
+        _ => Vec::new(),
+    };
+    let Ok(said) = serde_json::from_slice::<Value>(&answer) else {
+        area.skip(what, "this runtime does not tell them");
+        return true;
+    };
+    let able = Platform::new(config).check_runtime(name, &HandlerFeatures::parse(&answer));
+    if let Err(error) = able {
+        let found = Chain(&error).to_string();
+        let advice =
+            format!("set [runtime.handlers.{name}] path to the runC of z/OS Container Platform");
+        if name == config.runtime.default_handler {
+            area.fail(what, found, advice);
+        } else {
+            area.warn(what, found, advice);
         }
-        _ => None,
-    };
-    let Some(said) = said else {
-        return area.skip(what, "this runtime does not tell them");
-    };
+        return false;
+    }
     let newest = said["ociVersionMax"].as_str().unwrap_or("?");
     let mut more = Vec::new();
     for (word, value) in [
@@ -114,7 +129,9 @@ async fn features(name: &str, path: &Path, area: &mut Area<'_>) {
             more.push(word);
         }
     }
-    area.pass(what, format!("OCI up to {newest}; {}", more.join(", ")));
+    more.insert(0, newest);
+    area.pass(what, format!("OCI up to {}", more.join(", ")));
+    true
 }
 
 async fn run(path: &Path, argument: &str) -> Result<Output, String> {

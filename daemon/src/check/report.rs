@@ -63,6 +63,12 @@ impl Report {
         Area { report: self, name }
     }
 
+    /// All of it.
+    #[cfg(test)]
+    pub(super) fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
     /// Whether nothing failed.
     pub(super) fn is_fit(&self) -> bool {
         self.count(Outcome::Fail) == 0

@@ -125,7 +125,7 @@ fn permanent(root: &Path, area: &mut Area<'_>) {
         Kind::NoUpper => area.fail(
             what,
             format!("{name} cannot hold the writable layer of a container"),
-            "set [storage] root to a directory on ext4, xfs or btrfs",
+            "set [storage] root to a directory on ext4, xfs or btrfs (on z/OS: a zFS)",
         ),
     }
     room(root, BYTES_LEAST, BYTES_WANTED, INODES_WANTED, area);

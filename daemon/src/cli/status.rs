@@ -90,6 +90,6 @@ fn strings(list: &Value) -> impl Iterator<Item = &str> {
 }
 
 fn line(text: &mut String, name: &str, value: &str) {
-    // Writing to a string does not fail.
-    writeln!(text, "{name:<16}{value}").unwrap_or_default();
+    // As wide as the longest name, that of a condition. Writing to a string does not fail.
+    writeln!(text, "{name:<30}{value}").unwrap_or_default();
 }

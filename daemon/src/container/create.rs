@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
+use zcri_codepage::Rule;
 use zcri_config::WlmTarget;
 use zcri_image::Image;
 use zcri_sys::cgroup;
@@ -17,6 +18,7 @@ use zcri_sys::mount::{IdMap, Overlay, Writable};
 
 use super::config::{ContainerConfig, PidMode, Resources};
 use super::host;
+use super::output;
 use super::prepared::{self, Workshop};
 use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, SpecInput};
 use super::state::{ContainerState, ContainerView, Exited};
@@ -38,6 +40,8 @@ struct Parts {
     /// The same of images that are mounted, by the number of the mount.
     volumes: BTreeMap<usize, Vec<PathBuf>>,
     features: HandlerFeatures,
+    /// What its output is converted from.
+    output: Option<Rule>,
 }
 
 /// Makes a container in a pod that is ready. On failure nothing is left.
@@ -50,56 +54,62 @@ pub(crate) async fn prepare(
     let config = node.platform.adopt(&pod.config, config)?;
     let image = find_image(node, &config)?;
     let volumes = ImageVolumes::find(&node.images, &config)?;
-    let features = node
-        .handlers
-        .features(node.handlers.get(&pod.handler)?)
-        .await;
+    let handler = node.handlers.get(&pod.handler)?;
+    let output = output::rule(&pod.config, &config, &image.config.labels, handler.output)?;
+    let features = node.handlers.features(handler).await;
     let id = ContainerId::random();
     let record = first_record(node, pod, &id, &config, &image, &volumes, wire);
-    let made = async {
-        let (node, pod, config) = (node.clone(), pod.clone(), config.clone());
-        let (record, id) = (record.clone(), id.clone());
-        blocking(move || {
+    let making = {
+        let (node, pod, id) = (node.clone(), pod.clone(), id.clone());
+        move || {
             let parts = Parts {
                 lower: node.images.lease(id.as_str(), &image)?,
                 volumes: volumes.lease(&node.images, &id)?,
                 image,
                 features,
+                output,
             };
-            node.records
-                .put_container(&record)
-                .map_err(|e| Error::node("record a container", e))?;
-            make_root(&node, &pod, &id, &parts.lower)?;
-            write_spec(&node, &pod, &id, &config, &parts, &record)
-        })
-        .await
-    }
-    .await;
-    let finished = made.and_then(|user| {
-        let record = ContainerRecord {
-            user,
-            phase: ContainerPhase::Created,
-            ..record
-        };
-        node.records
-            .put_container(&record)
-            .map_err(|e| Error::node("record a container", e))?;
-        let view = Arc::new(view_with(
-            node,
-            &record,
-            id.clone(),
-            pod.id.clone(),
-            config,
-            pod.config.log_directory.as_deref(),
-        )?);
-        Ok(Owned { record, view })
-    });
-    if finished.is_err()
+            make(&node, &pod, &id, config, &parts, record)
+        }
+    };
+    let made = blocking(making).await;
+    if made.is_err()
         && let Err(undo) = unmake(node, &id).await
     {
         tracing::error!(container = %id, error = %Chain(&undo), "a failed container is only partly undone");
     }
-    finished
+    made
+}
+
+/// What blocks of [`prepare`].
+fn make(
+    node: &Node,
+    pod: &PodView,
+    id: &ContainerId,
+    config: ContainerConfig,
+    parts: &Parts,
+    mut record: ContainerRecord,
+) -> Result<Owned> {
+    let put = |record: &ContainerRecord| {
+        let written = node.records.put_container(record);
+        written.map_err(|e| Error::node("record a container", e))
+    };
+    put(&record)?;
+    make_root(node, pod, id, &parts.lower)?;
+    record.user = write_spec(node, pod, id, &config, parts, &record)?;
+    record.phase = ContainerPhase::Created;
+    put(&record)?;
+    let log_directory = pod.config.log_directory.as_deref();
+    let view = view_with(
+        node,
+        &record,
+        id.clone(),
+        pod.id.clone(),
+        config,
+        log_directory,
+    )?;
+    let view = Arc::new(view);
+    Ok(Owned { record, view })
 }
 
 /// What is known of a container before anything of it is made.
@@ -307,6 +317,10 @@ fn write_spec(
     };
     let wlm = node.platform.classify(&pod.config, config, &pod.handler);
     let mut spec = node.platform.spec(&input, wlm.as_ref())?;
+    output::annotate(&mut spec, parts.output);
+    if node.platform.has_limits() {
+        spec::set_rlimits(&mut spec, &node.rlimits);
+    }
     super::cdi::apply(&node.cdi_spec_dirs, config, &mut spec)?;
     save_spec(&bundle, &spec)?;
     if config.stdin {

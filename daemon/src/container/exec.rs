@@ -5,17 +5,21 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use zcri_codepage::Rule;
+use zcri_sys::file_tag::ccsid;
 
 use super::ContainerView;
-use super::session::{FifoName, MOST_BYTES, next_id, read_now};
+use super::output::{self, Chunk};
+use super::session::{FifoName, MOST_BYTES, container_is_gone, next_id, read_now};
 use super::spec;
 use crate::error::{Error, Result, Source};
-use crate::runtime::{ExecRequest, Shim};
+use crate::node::blocking;
+use crate::runtime::{ExecRequest, Shim, ShimError};
 
 /// What of each stream is kept; the rest is read and dropped, and the command goes on (api.proto,
 /// ExecSyncResponse).
 const OUTPUT_LIMIT: usize = 16 << 20;
-/// Capacity of the pipe of each stream, as the kernel has it by default.
+/// Capacity of the pipe of each stream, as the kernel has it by default; so much is read at once at most.
 const PIPE_BYTES: usize = 64 << 10;
 /// SIGKILL.
 const KILL: u32 = 9;
@@ -46,27 +50,15 @@ pub async fn exec_sync(
 ) -> Result<ExecOutput> {
     container.require_running("run a command")?;
     let program = command.first().cloned().unwrap_or_default();
-    if program.is_empty() {
-        return Err(Error::Invalid {
-            field: "cmd",
-            value: String::new(),
-            reason: "no command".into(),
-        });
-    }
     let exec_id = next_id("sync");
-    let process = spec::exec_process(&container_process(container)?, &command, false);
+    let (first, rule) = first_process(container).await?;
+    let process = spec::exec_process(&first, &command, false);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
-    let mut stdout = Output::open(container.bundle.join(format!("{exec_id}.out")))?;
-    let mut stderr = Output::open(container.bundle.join(format!("{exec_id}.err")))?;
+    let mut stdout = Output::open(container.bundle.join(format!("{exec_id}.out")), rule)?;
+    let mut stderr = Output::open(container.bundle.join(format!("{exec_id}.err")), rule)?;
 
     let id = container.id.as_str();
-    let failed = |action: &'static str| {
-        move |error: crate::runtime::ShimError| Error::Runtime {
-            action,
-            id: id.into(),
-            source: Box::new(error),
-        }
-    };
+    let failed = |action| move |error| failed(action, id, error);
     let request = ExecRequest {
         id,
         exec_id: &exec_id,
@@ -79,18 +71,15 @@ pub async fn exec_sync(
     shim.exec(request).await.map_err(failed("exec"))?;
     // A limit past the end of time is none.
     let deadline = timeout.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
-    let result = match shim.start(id, &exec_id).await.map_err(failed("exec")) {
+    // The OCI runtime writes to the command's own streams when it cannot start it.
+    let started = reading(shim.start(id, &exec_id), &mut stdout, &mut stderr).await;
+    let started = started.and_then(|started| started.map_err(|error| not_started(id, error)));
+    let result = match started {
         Err(error) => Err(error),
         Ok(_pid) => {
             let run = async {
-                let mut ended = std::pin::pin!(shim.wait(id, &exec_id));
-                loop {
-                    tokio::select! {
-                        exit = &mut ended => break exit.map_err(failed("wait for a command")),
-                        read = stdout.read() => read?,
-                        read = stderr.read() => read?,
-                    }
-                }
+                let ended = reading(shim.wait(id, &exec_id), &mut stdout, &mut stderr).await?;
+                ended.map_err(failed("wait for a command"))
             };
             match deadline {
                 None => run.await,
@@ -123,6 +112,42 @@ pub async fn exec_sync(
     })
 }
 
+fn failed(action: &'static str, id: &str, error: ShimError) -> Error {
+    Error::Runtime {
+        action,
+        id: id.into(),
+        source: Box::new(error),
+    }
+}
+
+fn not_started(id: &str, error: ShimError) -> Error {
+    if !container_is_gone(&error) {
+        return failed("exec", id, error);
+    }
+    Error::State {
+        what: "container",
+        id: id.into(),
+        state: "exited",
+        action: "run a command",
+    }
+}
+
+/// Does `work` while the output of the command is read, without which neither it nor the OCI runtime may go on.
+async fn reading<T>(
+    work: impl Future<Output = T>,
+    stdout: &mut Output,
+    stderr: &mut Output,
+) -> Result<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            read = stdout.read() => read?,
+            read = stderr.read() => read?,
+        }
+    }
+}
+
 /// Kills a command with all that descends from it, and waits for its end.
 pub(super) async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
     if let Err(error) = shim.kill(id, exec_id, KILL, true).await {
@@ -133,19 +158,23 @@ pub(super) async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
     }
 }
 
-/// The first process of the container, from the specification that it was made with.
-pub(super) fn container_process(container: &ContainerView) -> Result<oci_spec::runtime::Process> {
+/// The first process of the container, and what its output is converted from, as its specification has them.
+pub(super) async fn first_process(
+    container: &ContainerView,
+) -> Result<(oci_spec::runtime::Process, Option<Rule>)> {
     let file = container.bundle.join("config.json");
-    let read = || -> std::result::Result<_, Source> {
-        let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
-        spec.process()
-            .clone()
-            .ok_or_else(|| "no process in it".into())
-    };
-    read().map_err(|source| Error::Node {
-        action: format!("read {}", file.display()),
-        source,
+    blocking(move || {
+        let read = || -> std::result::Result<_, Source> {
+            let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
+            let process = spec.process().clone().ok_or("no process in it")?;
+            Ok((process, output::rule_of(&spec)))
+        };
+        read().map_err(|source| Error::Node {
+            action: format!("read {}", file.display()),
+            source,
+        })
     })
+    .await
 }
 
 /// One stream: a FIFO that the command writes to and this end reads.
@@ -153,11 +182,14 @@ struct Output {
     name: FifoName,
     pipe: pipe::Receiver,
     bytes: Vec<u8>,
-    chunk: Box<[u8]>,
+    /// Something did not fit any more.
+    full: bool,
+    rule: Option<Rule>,
+    chunk: Chunk,
 }
 
 impl Output {
-    fn open(path: PathBuf) -> Result<Self> {
+    fn open(path: PathBuf, rule: Option<Rule>) -> Result<Self> {
         let name = FifoName::make(path)?;
         // It never seems ended: the exit of the command is the end.
         let pipe = name.reader(PIPE_BYTES, true)?;
@@ -165,7 +197,9 @@ impl Output {
             name,
             pipe,
             bytes: Vec::new(),
-            chunk: vec![0; 64 << 10].into_boxed_slice(),
+            full: false,
+            rule,
+            chunk: Chunk::new(rule, PIPE_BYTES),
         })
     }
 
@@ -178,7 +212,7 @@ impl Output {
     async fn read(&mut self) -> Result<()> {
         let count = self
             .pipe
-            .read(&mut self.chunk)
+            .read(self.chunk.room())
             .await
             .map_err(|e| Error::node("read a command's output", e))?;
         self.keep(count);
@@ -186,15 +220,19 @@ impl Output {
     }
 
     fn keep(&mut self, count: usize) {
-        let room = OUTPUT_LIMIT - self.bytes.len();
-        self.bytes.extend_from_slice(&self.chunk[..count.min(room)]);
+        let text = self.chunk.take(count, || ccsid(&self.pipe));
+        if !self.full {
+            let kept = Chunk::cut(self.rule, text, OUTPUT_LIMIT - self.bytes.len());
+            self.full = kept.len() < text.len();
+            self.bytes.extend_from_slice(kept);
+        }
     }
 
     /// Takes what is in the pipe now, and not what a process that goes on puts in meanwhile.
     fn drain(&mut self) -> Result<()> {
         let mut left = MOST_BYTES;
         while left > 0 {
-            let count = read_now(&self.pipe, &mut self.chunk)
+            let count = read_now(&self.pipe, self.chunk.room())
                 .map_err(|e| Error::node("read a command's output", e))?;
             if count == 0 {
                 return Ok(());

@@ -15,11 +15,12 @@ use futures::future::BoxFuture;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument as _;
+use zcri_codepage::Rule;
 use zcri_streaming::{
     ExecRequest, ExitStatus, Input, Output, Session, SessionControl, SessionError, TerminalSize,
 };
 
-use super::exec::{container_process, end_tree};
+use super::exec::{end_tree, first_process};
 use super::{ContainerView, spec};
 use crate::error::{Chain, Error, Result};
 use crate::runtime::{self, Shim, ShimError};
@@ -77,7 +78,9 @@ pub(crate) async fn exec(
 ) -> Result<Session, SessionError> {
     let exec_id = next_id("exec");
     let span = tracing::info_span!("exec", container = %container.id, exec_id);
-    let (streams, command) = prepare(container, &exec_id, &request).map_err(|e| refused(&e))?;
+    let (streams, command, rule) = prepare(container, &exec_id, &request)
+        .await
+        .map_err(|e| refused(&e))?;
     let (publish, end) = watch::channel(None);
     let (cancel, cancelled) = oneshot::channel();
     let (started, starting) = oneshot::channel();
@@ -126,7 +129,7 @@ pub(crate) async fn exec(
                 _ => String::new(),
             }
         };
-        pipe.map(|pipe| -> Output { Box::new(fifo::FifoOutput::new(pipe, over)) })
+        pipe.map(|pipe| -> Output { Box::new(fifo::FifoOutput::new(pipe, over, rule)) })
     };
     Ok(Session {
         stdin: stdin.map(|pipe| -> Input { Box::new(fifo::FifoInput::new(Some(pipe), None)) }),
@@ -153,17 +156,15 @@ struct Command {
     _stdin_reader: Option<pipe::Receiver>,
 }
 
-fn prepare(
+/// The streams, what the shim is told, and what the outputs are converted from here.
+async fn prepare(
     container: &ContainerView,
     exec_id: &str,
     request: &ExecRequest,
-) -> Result<(Streams, Command)> {
+) -> Result<(Streams, Command, Option<Rule>)> {
     container.require_running("run a command")?;
-    let process = spec::exec_process(
-        &container_process(container)?,
-        &request.command,
-        request.tty,
-    );
+    let (first, rule) = first_process(container).await?;
+    let process = spec::exec_process(&first, &request.command, request.tty);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
     let make = |wanted: bool, suffix: &str| {
         let path = container.bundle.join(format!("{exec_id}.{suffix}"));
@@ -200,7 +201,9 @@ fn prepare(
         stderr,
         _stdin_reader: stdin_reader,
     };
-    Ok((streams, command))
+    // What passes a terminal is converted by the shim, which has it.
+    let rule = rule.filter(|_| !request.tty);
+    Ok((streams, command, rule))
 }
 
 /// One command from its start to its end.
@@ -308,6 +311,16 @@ pub(crate) fn refused(error: &Error) -> SessionError {
     }
 }
 
+/// Whether a command did not start because its container had ended by then.
+pub(super) fn container_is_gone(error: &ShimError) -> bool {
+    // The last one is runc's when the container ends while it looks at it.
+    let stopped = ["that has stopped", "stopped container", "lstat /proc/"];
+    let message = Chain(error).to_string();
+    error.is_not_found()
+        || error.is_precondition()
+        || stopped.iter().any(|words| message.contains(words))
+}
+
 /// Why a command did not start, in the runtime's words. The codes are a shell's (POSIX, 2.8.2): 127 for what is not
 /// found, 126 for what cannot be executed.
 fn cannot_start(error: &ShimError) -> SessionError {
@@ -316,9 +329,7 @@ fn cannot_start(error: &ShimError) -> SessionError {
         let message = message.to_ascii_lowercase();
         words.iter().any(|word| message.contains(word))
     };
-    // The last one is runc's when the container ends while it looks at it.
-    let stopped = ["that has stopped", "stopped container", "lstat /proc/"];
-    if error.is_not_found() || error.is_precondition() || says(&stopped) {
+    if container_is_gone(error) {
         SessionError::NotRunning { message }
     } else if !says(&["exec: ", "exec /", "executable"]) {
         // Not about the program.

@@ -33,7 +33,7 @@ pub use error::SpecError;
 pub use facts::NodeFacts;
 pub use mounts::{Peers, PreparedMount, peers_of};
 pub use namespaces::NamespacePaths;
-pub use process::{ImageDefaults, exec_process};
+pub use process::{ImageDefaults, exec_process, set_rlimits};
 pub use resources::{
     changed_resources, effective_resources, linux_resources, merge_resources, oom_score_adj,
     set_resources,

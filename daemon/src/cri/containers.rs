@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prost::Message as _;
 use zcri_proto::v1 as api;
@@ -29,6 +28,7 @@ pub(super) async fn create(
     let mut given = request.config.unwrap_or_default();
     name_mounted_images(pods, &mut given);
     let config = convert::container_config(&given)?;
+    convert::config_of_pod(request.sandbox_config.as_ref())?;
     deprecated::of_container(&given, &pods.node().deprecations);
     tracing::info!(
         name = config.name,
@@ -70,7 +70,7 @@ pub(super) async fn stop(
     request: api::StopContainerRequest,
 ) -> Result<api::StopContainerResponse> {
     required("container_id", &request.container_id)?;
-    let grace = Duration::from_secs(request.timeout.max(0).unsigned_abs());
+    let grace = convert::seconds("timeout", request.timeout)?;
     let named = pods
         .find_container(&request.container_id)
         .map(|(_, view)| view.stop_signal.clone());
@@ -127,13 +127,14 @@ pub(super) async fn exec_sync(
     request: api::ExecSyncRequest,
 ) -> Result<api::ExecSyncResponse> {
     required("container_id", &request.container_id)?;
-    let (pod, container) = pods.container(&request.container_id)?;
-    container.require_running("run a command")?;
+    let command = convert::command("cmd", &request.cmd)?;
     // api.proto: 0 is no limit.
     let timeout =
-        (request.timeout > 0).then(|| Duration::from_secs(request.timeout.unsigned_abs()));
+        Some(convert::seconds("timeout", request.timeout)?).filter(|given| !given.is_zero());
+    let (pod, container) = pods.container(&request.container_id)?;
+    container.require_running("run a command")?;
     let shim = pod.shim("run a command")?;
-    let output = container::exec_sync(shim, &container, request.cmd, timeout).await?;
+    let output = container::exec_sync(shim, &container, command, timeout).await?;
     Ok(api::ExecSyncResponse {
         stdout: output.stdout,
         stderr: output.stderr,
@@ -145,18 +146,24 @@ pub(super) async fn list(
     pods: &Arc<Pods>,
     request: api::ListContainersRequest,
 ) -> Result<api::ListContainersResponse> {
-    let views = matching(pods, request.filter);
+    let views = matching(pods, request.filter)?;
     Ok(api::ListContainersResponse {
         containers: views.iter().map(|view| item(view)).collect(),
     })
 }
 
 /// The containers that a filter lets through.
+///
+/// # Errors
+/// The state asked for is none.
 pub(super) fn matching(
     pods: &Pods,
     filter: Option<api::ContainerFilter>,
-) -> Vec<Arc<ContainerView>> {
+) -> Result<Vec<Arc<ContainerView>>> {
     let filter = filter.unwrap_or_default();
+    let wanted = filter.state.map(|given| given.state);
+    let wanted = wanted.map(|value| convert::known::<api::ContainerState>("filter.state", value));
+    let wanted = wanted.transpose()?;
     let mut containers = Vec::new();
     for pod in pods.views() {
         if !id_matches(pod.id.as_str(), &filter.pod_sandbox_id) {
@@ -164,14 +171,12 @@ pub(super) fn matching(
         }
         let matching = pod.containers.values().filter(|view| {
             id_matches(view.id.as_str(), &filter.id)
-                && filter
-                    .state
-                    .is_none_or(|wanted| wanted.state == state(view) as i32)
+                && wanted.is_none_or(|wanted| wanted == state(view))
                 && labels_match(&view.config.labels, &filter.label_selector)
         });
         containers.extend(matching.cloned());
     }
-    containers
+    Ok(containers)
 }
 
 pub(super) async fn status(

@@ -12,9 +12,11 @@ mod resources;
 mod status;
 mod wire;
 
+pub(super) use container::command;
 pub use container::container_config;
 pub(crate) use mounts::image_ref_to_proto;
 pub use mounts::mounts_to_proto;
+pub(super) use pod::config_of_pod;
 pub use pod::pod_config;
 pub use resources::{resources, resources_to_proto};
 pub use status::{namespaces_to_proto, stop_signal_to_proto, user_to_proto};
@@ -42,6 +44,18 @@ pub enum ConvertError {
 }
 
 impl ConvertError {
+    /// For a field that is called like another one with something before it.
+    pub(super) fn within(self, prefix: &str) -> Self {
+        match self {
+            Self::Missing { field } => Self::missing(format!("{prefix}{field}")),
+            Self::Invalid {
+                field,
+                value,
+                reason,
+            } => Self::invalid(format!("{prefix}{field}"), value, reason),
+        }
+    }
+
     fn missing(field: impl Into<String>) -> Self {
         Self::Missing {
             field: field.into(),
@@ -176,8 +190,18 @@ fn ids(field: &str, values: &[i64]) -> Result<Vec<u32>, ConvertError> {
         .collect()
 }
 
+/// A time in seconds.
+///
+/// # Errors
+/// It is negative.
+pub(super) fn seconds(field: &str, value: i64) -> Result<std::time::Duration, ConvertError> {
+    u64::try_from(value)
+        .map(std::time::Duration::from_secs)
+        .map_err(|_| ConvertError::invalid(field, value, "must not be negative"))
+}
+
 /// A protobuf enum value.
-fn known<T: TryFrom<i32>>(field: &str, value: i32) -> Result<T, ConvertError> {
+pub(super) fn known<T: TryFrom<i32>>(field: &str, value: i32) -> Result<T, ConvertError> {
     T::try_from(value)
         .map_err(|_| ConvertError::invalid(field, value, "is no value of this enumeration"))
 }

@@ -18,6 +18,7 @@ pub(super) async fn pull(
 ) -> Result<api::PullImageResponse> {
     let reference = request.image.unwrap_or_default().image;
     required("image.image", &reference)?;
+    super::convert::config_of_pod(request.sandbox_config.as_ref())?;
     tracing::info!(image = reference, "pull image");
     let credentials = request
         .auth

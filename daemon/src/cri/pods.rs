@@ -106,24 +106,31 @@ pub(super) async fn list(
     pods: &Arc<Pods>,
     request: api::ListPodSandboxRequest,
 ) -> Result<api::ListPodSandboxResponse> {
-    let views = matching(pods, request.filter);
+    let views = matching(pods, request.filter)?;
     Ok(api::ListPodSandboxResponse {
         items: views.iter().map(|view| item(view)).collect(),
     })
 }
 
 /// The pods that a filter lets through.
-pub(super) fn matching(pods: &Pods, filter: Option<api::PodSandboxFilter>) -> Vec<Arc<PodView>> {
+///
+/// # Errors
+/// The state asked for is none.
+pub(super) fn matching(
+    pods: &Pods,
+    filter: Option<api::PodSandboxFilter>,
+) -> Result<Vec<Arc<PodView>>> {
     let filter = filter.unwrap_or_default();
+    let wanted = filter.state.map(|given| given.state);
+    let wanted = wanted.map(|value| convert::known::<api::PodSandboxState>("filter.state", value));
+    let wanted = wanted.transpose()?;
     let mut views = pods.views();
     views.retain(|view| {
         id_matches(view.id.as_str(), &filter.id)
-            && filter
-                .state
-                .is_none_or(|wanted| wanted.state == state(view) as i32)
+            && wanted.is_none_or(|wanted| wanted == state(view))
             && labels_match(&view.config.labels, &filter.label_selector)
     });
-    views
+    Ok(views)
 }
 
 /// For fields that must not be empty.

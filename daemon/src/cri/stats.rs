@@ -76,7 +76,7 @@ pub(super) async fn pod(
 ) -> Result<api::PodSandboxStatsResponse> {
     required("pod_sandbox_id", &request.pod_sandbox_id)?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?;
     let stats = pod_messages(pods, vec![pod.view()]).await?;
     Ok(api::PodSandboxStatsResponse {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use zcri_proto::v1 as api;
 use zcri_streaming::{AttachRequest, ExecRequest, Server, UrlError};
 
+use super::convert;
 use super::pods::required;
 use crate::error::{Error, Result};
 use crate::pod::{PodState, Pods};
@@ -19,18 +20,12 @@ pub(super) fn exec(
 ) -> Result<api::ExecResponse> {
     required("container_id", &request.container_id)?;
     check_streams(request.tty, [request.stdin, request.stdout, request.stderr])?;
-    if request.cmd.first().is_none_or(String::is_empty) {
-        return Err(Error::Invalid {
-            field: "cmd",
-            value: String::new(),
-            reason: "no command".into(),
-        });
-    }
+    let command = convert::command("cmd", &request.cmd)?;
     let (_, container) = pods.container(&request.container_id)?;
     container.require_running("run a command")?;
     let url = server.exec_url(ExecRequest {
         container_id: container.id.to_string(),
-        command: request.cmd,
+        command,
         tty: request.tty,
         stdin: request.stdin,
         stdout: request.stdout,
@@ -78,7 +73,7 @@ pub(super) fn port_forward(
     });
     let ports = ports.collect::<Result<Vec<u16>>>()?;
     let pod = pods
-        .find(&request.pod_sandbox_id)
+        .lookup(&request.pod_sandbox_id)?
         .ok_or_else(|| Error::no_pod(&request.pod_sandbox_id))?
         .view();
     if pod.state != PodState::Ready {

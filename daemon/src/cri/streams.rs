@@ -26,7 +26,7 @@ pub(super) async fn pods(
     pods: &Arc<Pods>,
     request: api::StreamPodSandboxesRequest,
 ) -> Result<Streamed<api::StreamPodSandboxesResponse>> {
-    let views = pod_calls::matching(pods, request.filter);
+    let views = pod_calls::matching(pods, request.filter)?;
     Ok(made_of(views, |chunk| api::StreamPodSandboxesResponse {
         pod_sandboxes: chunk.iter().map(|view| pod_calls::item(view)).collect(),
     }))
@@ -36,7 +36,7 @@ pub(super) async fn containers(
     pods: &Arc<Pods>,
     request: api::StreamContainersRequest,
 ) -> Result<Streamed<api::StreamContainersResponse>> {
-    let views = containers::matching(pods, request.filter);
+    let views = containers::matching(pods, request.filter)?;
     Ok(made_of(views, |chunk| api::StreamContainersResponse {
         containers: chunk.iter().map(|view| containers::item(view)).collect(),
     }))

@@ -3,12 +3,16 @@
 //! Everything that changes the pod passes through its inbox, one request after the other; whoever only looks reads
 //! the view. What takes long without changing the pod (the grace period of a stop, a command in a container) is not
 //! done here.
+//!
+//! Ends of containers do not wait in that row: a start or a detachment may take its time, and the end of another
+//! container is to be seen at once. So the task does two things in turn, [`Actor::serve`] and [`Actor::take_note`],
+//! and what both touch is behind a lock that is held over no await.
 
 mod containers;
 mod limits;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, watch};
 
@@ -18,16 +22,19 @@ use super::handle::{PodHandle, Reply, Request};
 use super::teardown;
 use super::view::{PodState, PodView};
 use crate::container::{ContainerState, ContainerView};
-use crate::error::{Chain, Error, Result};
+use crate::error::{Chain, Result};
 use crate::id::{ContainerId, PodId};
 use crate::node::Node;
-use crate::runtime::Shim;
+use crate::runtime::{Exit, Handler, Shim, ShimError};
 use crate::state::{ContainerRecord, PodPhase, PodRecord};
 use crate::stats::Readings;
 
 /// Requests that may wait for a pod. The kubelet has a handful in flight; more is a client gone wrong, which then
 /// waits in its own call.
 const INBOX: usize = 64;
+/// Ends that may wait to be noted. Whoever tells one waits, and has nothing else to do.
+const ENDS: usize = 16;
+
 /// A container as its pod's task holds it.
 pub(crate) struct Owned {
     pub(crate) record: ContainerRecord,
@@ -46,32 +53,39 @@ pub(crate) struct PodParts {
 /// Starts the task of a pod.
 pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
     let (inbox, requests) = mpsc::channel(INBOX);
-    let actor_shim = parts.shim.clone();
+    let (ends, noted) = mpsc::channel(ENDS);
+    let shim = parts.shim.clone();
     let readings = Arc::default();
     let (publish, view) = watch::channel(Arc::new(picture(&node, &parts, 0, &readings)));
     let id = parts.id.clone();
+    let running: Vec<ContainerId> = parts
+        .containers
+        .values()
+        .filter(|owned| matches!(owned.view.state, ContainerState::Running { .. }))
+        .map(|owned| owned.view.id.clone())
+        .collect();
     let actor = Actor {
         node,
-        parts,
-        inbox: inbox.downgrade(),
+        id: id.clone(),
+        ends,
         publish,
-        revision: 0,
         readings,
+        held: Mutex::new(Held { parts, revision: 0 }),
+        ending: tokio::sync::Mutex::default(),
+        disk: tokio::sync::Mutex::default(),
     };
-    for owned in actor.parts.containers.values() {
-        if let ContainerState::Running { .. } = owned.view.state {
-            actor.watch_container(&owned.view.id);
-        }
+    for id in &running {
+        actor.watch_container(id);
     }
-    if actor.parts.shim.is_some() {
+    if shim.is_some() {
         actor.watch_shim();
     }
-    tokio::spawn(actor.run(requests));
+    tokio::spawn(actor.run(requests, noted));
     PodHandle {
         id,
         inbox,
         view,
-        shim: actor_shim,
+        shim,
     }
 }
 
@@ -106,25 +120,49 @@ fn picture(node: &Node, parts: &PodParts, revision: u64, readings: &Arc<Readings
     }
 }
 
-struct Actor {
-    node: Arc<Node>,
+/// Something that ended by itself.
+enum End {
+    Container {
+        id: ContainerId,
+        exit: Result<Exit, ShimError>,
+    },
+    Shim,
+}
+
+/// What changes of a pod.
+struct Held {
     parts: PodParts,
-    /// Weak, so that the task ends when nobody can ask it any more.
-    inbox: mpsc::WeakSender<Request>,
-    publish: watch::Sender<Arc<PodView>>,
     /// Number of the picture that was published last.
     revision: u64,
+}
+
+struct Actor {
+    node: Arc<Node>,
+    id: PodId,
+    /// Given to those who wait for an end.
+    ends: mpsc::Sender<End>,
+    publish: watch::Sender<Arc<PodView>>,
     readings: Arc<Readings>,
+    held: Mutex<Held>,
+    /// An end is noted once, whoever sees it first.
+    ending: tokio::sync::Mutex<()>,
+    /// Records are written one after the other: each has all that those before it have.
+    disk: tokio::sync::Mutex<()>,
 }
 
 impl Actor {
-    async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+    async fn run(self, requests: mpsc::Receiver<Request>, ends: mpsc::Receiver<End>) {
+        tokio::select! {
+            () = self.serve(requests) => {}
+            () = self.take_note(ends) => {}
+        }
+    }
+
+    /// Does what is asked, until the pod is removed or nobody can ask any more.
+    async fn serve(&self, mut requests: mpsc::Receiver<Request>) {
         while let Some(request) = requests.recv().await {
             match request {
-                Request::Stop(reply) => {
-                    let result = self.stop().await;
-                    self.settle(reply, result);
-                }
+                Request::Stop(reply) => self.settle(reply, self.stop().await),
                 Request::Remove(reply) => {
                     let result = self.remove().await;
                     let removed = result.is_ok();
@@ -141,124 +179,155 @@ impl Actor {
                     config,
                     wire,
                     reply,
-                } => {
-                    let result = self.create_container(*config, wire).await;
-                    self.settle(reply, result);
-                }
+                } => self.settle(reply, self.create_container(*config, wire).await),
                 Request::StartContainer { id, reply } => {
-                    let result = self.start_container(&id).await;
-                    self.settle(reply, result);
+                    self.settle(reply, self.start_container(&id).await);
                 }
                 Request::RemoveContainer { id, reply } => {
-                    let result = self.remove_container(&id).await;
-                    self.settle(reply, result);
+                    self.settle(reply, self.remove_container(&id).await);
                 }
                 Request::UpdateContainer {
                     id,
                     resources,
                     reply,
-                } => {
-                    let result = self.update_container(&id, &resources).await;
-                    self.settle(reply, result);
-                }
+                } => self.settle(reply, self.update_container(&id, &resources).await),
                 Request::UpdatePod {
                     overhead,
                     resources,
                     reply,
                 } => {
-                    let result = self
-                        .update_pod(overhead.map(|given| *given), resources.map(|given| *given));
-                    self.settle(reply, result);
+                    let (overhead, resources) = (overhead.map(|o| *o), resources.map(|r| *r));
+                    self.settle(reply, self.update_pod(overhead, resources).await);
                 }
                 Request::Settled(reply) => self.settle(reply, Ok(())),
-                Request::ShimGone => {
-                    self.shim_gone().await;
-                    self.publish();
-                }
-                Request::Ended { id, exit } => {
-                    self.ended(&id, exit).await;
-                    self.publish();
-                }
             }
         }
     }
 
+    /// Notes what ends by itself, also while a request is being done.
+    async fn take_note(&self, mut ends: mpsc::Receiver<End>) {
+        while let Some(end) = ends.recv().await {
+            match end {
+                End::Shim => self.shim_gone().await,
+                End::Container { id, exit } => self.ended(&id, exit).await,
+            }
+            self.publish();
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Nothing between lock and unlock can leave it half changed.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shim(&self) -> Option<Shim> {
+        self.held().parts.shim.clone()
+    }
+
+    /// A container as it is now.
+    fn container(&self, id: &ContainerId) -> Option<Arc<ContainerView>> {
+        let held = self.held();
+        held.parts
+            .containers
+            .get(id)
+            .map(|owned| owned.view.clone())
+    }
+
+    /// All containers of the pod.
+    fn containers(&self) -> Vec<Arc<ContainerView>> {
+        let held = self.held();
+        let all = held.parts.containers.values();
+        all.map(|owned| owned.view.clone()).collect()
+    }
+
+    /// The handler that the pod was made with, if it is still configured.
+    fn handler(&self) -> Option<Handler> {
+        let name = self.held().parts.record.handler.clone();
+        self.node.handlers.get(&name).ok().cloned()
+    }
+
     /// Lets everybody see the pod as it is now, and tells what changed.
-    fn publish(&mut self) {
-        self.revision += 1;
-        let after = picture(&self.node, &self.parts, self.revision, &self.readings);
+    fn publish(&self) {
+        let mut held = self.held();
+        held.revision += 1;
+        let after = picture(&self.node, &held.parts, held.revision, &self.readings);
         let after = Arc::new(after);
         let before = self.publish.send_replace(after.clone());
         self.node.events.changed(Some(&before), &after);
     }
 
     /// Answers a request, after everybody can see its effect.
-    fn settle<T>(&mut self, reply: Reply<T>, result: Result<T>) {
+    fn settle<T>(&self, reply: Reply<T>, result: Result<T>) {
         self.publish();
         // If nobody waits any more, the client gave up: the work is done all the same.
         drop(reply.send(result));
     }
 
     fn files(&self) -> PodFiles {
-        PodFiles::new(self.node.pod_bundle(self.parts.id.as_str()))
+        PodFiles::new(self.node.pod_bundle(self.id.as_str()))
     }
 
-    fn put_pod(&mut self, phase: PodPhase) -> Result<()> {
-        self.parts.record.phase = phase;
-        self.node
-            .records
-            .put_pod(&self.parts.record)
-            .map_err(|e| Error::node("record a pod", e))
+    /// Changes the pod's record, on disk and then in memory; after a failure it is as before.
+    async fn record(&self, change: impl FnOnce(&mut PodRecord)) -> Result<()> {
+        let _turn = self.disk.lock().await;
+        let mut record = self.held().parts.record.clone();
+        change(&mut record);
+        self.node.record_pod(record.clone()).await?;
+        self.held().parts.record = record;
+        Ok(())
     }
 
     /// Records a step on the way down. A full disk does not stop it: it is how space is made, and every such step
     /// can be taken again from the record before.
-    fn put_pod_down(&mut self, phase: PodPhase) -> Result<()> {
-        going_down(self.put_pod(phase))
+    async fn record_down(&self, change: impl Fn(&mut PodRecord)) -> Result<()> {
+        let recorded = self.record(&change).await;
+        if recorded.is_err() {
+            change(&mut self.held().parts.record);
+        }
+        going_down(recorded)
     }
 
-    async fn stop(&mut self) -> Result<()> {
-        if self.parts.record.phase == PodPhase::Ready {
-            self.put_pod_down(PodPhase::Stopped)?;
+    async fn stop(&self) -> Result<()> {
+        if self.held().parts.record.phase == PodPhase::Ready {
+            self.record_down(|record| record.phase = PodPhase::Stopped)
+                .await?;
         }
-        let running: Vec<ContainerId> = self
-            .parts
-            .containers
-            .values()
-            .filter(|owned| matches!(owned.view.state, ContainerState::Running { .. }))
-            .map(|owned| owned.view.id.clone())
-            .collect();
-        for id in running {
-            self.end_container(&id).await?;
+        for container in self.containers() {
+            if let ContainerState::Running { .. } = container.state {
+                self.end_container(&container.id).await?;
+            }
         }
         // What was never started will not be: volumes must be free when their pod has stopped.
-        for owned in self.parts.containers.values() {
-            containers::release_mounts(&owned.view);
+        for container in self.containers() {
+            containers::release_mounts(&container).await;
         }
         self.detach_network().await?;
-        teardown::stop_namespaces(&self.files(), &self.parts.record).await
+        let record = self.held().parts.record.clone();
+        teardown::stop_namespaces(&self.files(), &record).await
     }
 
     /// Deletes the network attachment. The record says that it may exist until it surely does not.
-    async fn detach_network(&mut self) -> Result<()> {
-        if self.parts.record.network_attached {
-            self.node.network.detach(self.parts.id.as_str()).await?;
-            self.parts.record.network_attached = false;
-            self.put_pod_down(self.parts.record.phase)?;
+    async fn detach_network(&self) -> Result<()> {
+        let attached = self.held().parts.record.network_attached;
+        if attached {
+            self.node.network.detach(self.id.as_str()).await?;
+            self.record_down(|record| record.network_attached = false)
+                .await?;
         }
         Ok(())
     }
 
-    async fn remove(&mut self) -> Result<()> {
+    async fn remove(&self) -> Result<()> {
         self.stop().await?;
         // That it stopped is to be told before that it is gone.
         self.publish();
-        self.put_pod_down(PodPhase::Removing)?;
-        let ids: Vec<ContainerId> = self.parts.containers.keys().cloned().collect();
-        for id in ids {
-            self.remove_container(&id).await?;
+        self.record_down(|record| record.phase = PodPhase::Removing)
+            .await?;
+        for container in self.containers() {
+            self.remove_container(&container.id).await?;
         }
-        let shim = match self.parts.shim.take() {
+        let known = self.held().parts.shim.take();
+        let shim = match known {
             // One that was given up for dead may answer after all.
             None => Shim::connect(&self.files().bundle).await.ok(),
             known => known,
@@ -266,11 +335,12 @@ impl Actor {
         if let Some(shim) = shim {
             shim.shutdown().await;
         }
-        teardown::remove_pod(&self.node, &self.parts.id, &self.parts.record).await
+        let record = self.held().parts.record.clone();
+        teardown::remove_pod(&self.node, &self.id, &record).await
     }
 }
 
-/// Lets a record fail for want of space only, see [`Actor::put_pod_down`].
+/// Lets a record fail for want of space only, see [`Actor::record_down`].
 fn going_down(recorded: Result<()>) -> Result<()> {
     match recorded {
         Err(error) if error.is_out_of_space() => {

@@ -71,9 +71,7 @@ pub(crate) async fn create(
         init_pid: None,
         stack_cgroup: on_stack.then(|| isolation::pod_cgroup(&node, &config, &id)),
     };
-    node.records
-        .put_pod(&record)
-        .map_err(|e| Error::node("record a pod", e))?;
+    node.record_pod(record.clone()).await?;
     let config = Arc::new(config);
     match build(&node, &id, &config, &mut record).await {
         Ok(shim) => {
@@ -150,7 +148,7 @@ async fn check_user_namespace(node: &Node, handler: &Handler, config: &PodConfig
 }
 
 async fn build(
-    node: &Node,
+    node: &Arc<Node>,
     id: &PodId,
     config: &Arc<PodConfig>,
     record: &mut PodRecord,
@@ -192,9 +190,7 @@ async fn build(
         record.init_pid = Some(start_init(node, &shim, id, &files, config).await?);
     }
     record.phase = PodPhase::Ready;
-    node.records
-        .put_pod(record)
-        .map_err(|e| Error::node("record a pod", e))?;
+    node.record_pod(record.clone()).await?;
     Ok(shim)
 }
 
@@ -333,8 +329,12 @@ async fn start_init(
     let failed = |source| runtime_error("start the init", id, source);
     shim.create(request).await.map_err(failed)?;
     let pid = shim.start(id.as_str(), "").await.map_err(failed)?;
-    zcri_sys::namespace::pin_of_process(pid, "pid", &files.namespace("pid"))
-        .map_err(|e| Error::node("pin the PID namespace of a pod", e))?;
+    let place = files.namespace("pid");
+    blocking(move || {
+        zcri_sys::namespace::pin_of_process(pid, "pid", &place)
+            .map_err(|e| Error::node("pin the PID namespace of a pod", e))
+    })
+    .await?;
     Ok(pid)
 }
 

@@ -9,7 +9,7 @@ use crate::container::ContainerState;
 use crate::container::config::{ContainerConfig, Resources};
 use crate::error::{Error, Result};
 use crate::id::{ContainerId, PodId};
-use crate::runtime::{Exit, Shim, ShimError};
+use crate::runtime::Shim;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -41,11 +41,6 @@ pub(super) enum Request {
         reply: Reply<()>,
     },
     Settled(Reply<()>),
-    Ended {
-        id: ContainerId,
-        exit: Result<Exit, ShimError>,
-    },
-    ShimGone,
 }
 
 /// The way to a pod's task. Clones lead to the same.

@@ -13,7 +13,7 @@ use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Chain, Error, Result};
 use crate::id::{ContainerId, PodId};
 use crate::messages;
-use crate::node::Node;
+use crate::node::{Node, blocking};
 use crate::runtime::{Shim, ShimError, exit_file};
 use crate::state::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 
@@ -50,10 +50,14 @@ impl Pods {
     /// The records cannot be listed. A single bad record is logged and left alone.
     pub async fn recover(node: Arc<Node>) -> Result<Arc<Self>> {
         node.network.start().await?;
-        let loaded = node
-            .records
-            .load()
-            .map_err(|e| Error::node("read the records", e))?;
+        let loaded = {
+            let node = node.clone();
+            blocking(move || {
+                let loaded = node.records.load();
+                loaded.map_err(|e| Error::node("read the records", e))
+            })
+            .await?
+        };
         for broken in &loaded.broken {
             tracing::error!(zcr = messages::RECORD_BROKEN, error = %Chain(broken), "a record is broken and was left alone");
         }
@@ -177,31 +181,42 @@ async fn recover_container(
         remove_orphan(node.clone(), record).await;
         return None;
     }
-    let view = match container::view_of(node, &record, config.log_directory.as_deref()) {
-        Ok(view) => view,
+    let view = {
+        let (node, record) = (node.clone(), record.clone());
+        let log_directory = config.log_directory.clone();
+        blocking(move || {
+            if let Err(error) = node.images.lease_layers(&record.id, &record.layers) {
+                tracing::warn!(container = record.id, error = %Chain(&error), "layers of a container are missing");
+            }
+            container::view_of(&node, &record, log_directory.as_deref())
+        })
+        .await
+    };
+    let view = match view {
+        Ok(view) => Arc::new(view),
         Err(error) => {
             tracing::error!(container = %id, error = %Chain(&error), "the record of a container is not understood");
             return None;
         }
     };
-    if let Err(error) = node.images.lease_layers(id.as_str(), &record.layers) {
-        tracing::warn!(container = %id, error = %Chain(&error), "layers of a container are missing");
-    }
     let state = observe(node, shim, pod, &record, &view).await;
     if let (Some(shim), ContainerState::Running { .. }) = (shim, &state) {
         end_sessions(shim, &view).await;
     }
     record.phase = ContainerPhase::from(&state);
-    if let Err(error) = node.records.put_container(&record) {
+    if let Err(error) = node.record_container(record.clone()).await {
         tracing::warn!(container = %id, error = %Chain(&error), "what was found is not recorded");
     }
     if state != ContainerState::Created {
         // The last daemon may have died between the start and this.
-        if let Err(error) = container::release_mounts(&view.bundle) {
+        let bundle = view.bundle.clone();
+        if let Err(error) = blocking(move || container::release_mounts(&bundle)).await {
             tracing::warn!(container = %id, error = %Chain(&error), "mounts for its start are left");
         }
     }
-    let view = Arc::new(ContainerView { state, ..view });
+    let mut view = ContainerView::clone(&view);
+    view.state = state;
+    let view = Arc::new(view);
     Some((id, Owned { record, view }))
 }
 
@@ -210,17 +225,25 @@ async fn end_sessions(shim: &Shim, view: &ContainerView) {
     if let Err(error) = shim.end_execs(view.id.as_str()).await {
         tracing::warn!(container = %view.id, error = %Chain(&error), "commands of the last daemon may be left");
     }
-    container::remove_left_fifos(&view.bundle);
+    let bundle = view.bundle.clone();
+    let removed = blocking(move || {
+        container::remove_left_fifos(&bundle);
+        Ok(())
+    })
+    .await;
+    if let Err(error) = removed {
+        tracing::warn!(container = %view.id, error = %Chain(&error), "names of FIFOs may be left");
+    }
     container::close_taken_stdin(shim, view).await;
 }
 
 /// What became of a container while nobody looked.
 async fn observe(
-    node: &Node,
+    node: &Arc<Node>,
     shim: Option<&Shim>,
     pod: &PodRecord,
     record: &ContainerRecord,
-    view: &ContainerView,
+    view: &Arc<ContainerView>,
 ) -> ContainerState {
     let started_at_ns = match &record.phase {
         ContainerPhase::Exited { .. } => return view.state.clone(),
@@ -232,7 +255,7 @@ async fn observe(
     if record.boot_id != node.boot_id {
         return ContainerState::Exited(Exited::unseen(started_at_ns, "the node was started again"));
     }
-    if let Some(exit) = exit_file(&view.bundle) {
+    if let Some(exit) = exit_file(&view.bundle).await {
         return ContainerState::Exited(Exited::seen(started_at_ns, exit));
     }
     match shim {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use zcri_codepage::Rule;
+
 use super::HandlerFeatures;
 use super::probe::Probe;
 use crate::error::{Error, Result};
@@ -19,6 +21,8 @@ pub struct Handler {
     pub root: Option<PathBuf>,
     /// Whether it manages cgroups through systemd.
     pub systemd_cgroup: bool,
+    /// What the output of its containers is converted from, where nothing else says so.
+    pub output: Option<Rule>,
 }
 
 /// All of them.

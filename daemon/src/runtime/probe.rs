@@ -28,8 +28,8 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(path: &Path) -> std::io::Result<Self> {
-        let file = std::fs::metadata(path)?;
+    async fn of(path: &Path) -> std::io::Result<Self> {
+        let file = tokio::fs::metadata(path).await?;
         Ok(Self {
             device: file.dev(),
             inode: file.ino(),
@@ -61,6 +61,7 @@ impl Probe {
         let program = self.program.display();
         // Before the program is run: what replaces it meanwhile is asked the next time.
         let identity = Identity::of(&self.program)
+            .await
             .map_err(|error| format!("the OCI runtime {program} is missing: {error}"))?;
         if let Some((of, features)) = last.as_ref()
             && *of == identity

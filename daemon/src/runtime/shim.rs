@@ -144,6 +144,8 @@ impl ShimNamespaces {
 pub struct ShimLauncher {
     /// The program.
     pub program: PathBuf,
+    /// Soft limit of open files that containers are to inherit, where this process has raised its own.
+    pub open_files: Option<u64>,
 }
 
 impl ShimLauncher {
@@ -164,8 +166,10 @@ impl ShimLauncher {
         // Held until it has answered: a shim that starts after this process has died sees the pipe's end, and
         // gives up, for nobody knows of it.
         let (lifeline, _held) = std::io::pipe().map_err(failed)?;
+        let open_files = self.open_files.map(|soft| soft.to_string());
         let output = tokio::process::Command::new(&self.program)
             .envs(own.variables())
+            .envs(open_files.map(|soft| ("ZCRI_SHIM_OPEN_FILES", soft)))
             .args(["-namespace", "zcri", "-id", pod, "-bundle"])
             .arg(bundle)
             .arg("start")
@@ -508,14 +512,14 @@ fn any(type_url: &str, value: Vec<u8>) -> MessageField<Any> {
 }
 
 /// The shim's note of how a container ended, if it wrote one.
-pub fn exit_file(bundle: &Path) -> Option<Exit> {
+pub async fn exit_file(bundle: &Path) -> Option<Exit> {
     #[derive(Deserialize)]
     struct File {
         exit_code: i32,
         exited_at_ns: i64,
         oom_killed: bool,
     }
-    let text = std::fs::read(bundle.join("exit.json")).ok()?;
+    let text = tokio::fs::read(bundle.join("exit.json")).await.ok()?;
     let file: File = serde_json::from_slice(&text).ok()?;
     Some(Exit {
         code: file.exit_code,

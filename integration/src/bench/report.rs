@@ -54,19 +54,19 @@ const FIGURES: [(&str, &str, &str); 35] = [
         "Exec, connection, a command that ends at once, its status (SPDY)",
     ),
     ("exec session, terminal", "ms", "the same with a terminal"),
-    ("exec cat 1 GiB", "MiB/s", "output of one session (SPDY)"),
     (
-        "exec cat 1 GiB, CPU",
+        "exec cat",
+        "MiB/s",
+        "output of one session (SPDY), 1 GiB unless --transfer-mib says otherwise",
+    ),
+    (
+        "exec cat, CPU",
         "s",
         "of daemon and monitor for it, per GiB",
     ),
+    ("exec cat, WebSocket", "MiB/s", "the same by WebSocket"),
     (
-        "exec cat 1 GiB, WebSocket",
-        "MiB/s",
-        "the same by WebSocket",
-    ),
-    (
-        "exec cat 1 GiB, WebSocket, CPU",
+        "exec cat, WebSocket, CPU",
         "s",
         "of daemon and monitor for it, per GiB",
     ),

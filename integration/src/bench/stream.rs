@@ -12,10 +12,8 @@ use super::process;
 use super::work::turn;
 use crate::stream_client::{Refused, Remote, SPDY, Streams, Transport, WEBSOCKET};
 
-/// Bytes of the transfer.
-const TRANSFER: u64 = 1 << 30;
-/// Bytes of the transfer through a terminal.
-const TERMINAL: u64 = 64 << 20;
+/// A terminal is slower: so much less goes through it.
+const TERMINAL_SHARE: u64 = 16;
 /// Sessions that are open at the same time.
 const CROWD: usize = 200;
 /// How long what has ended may take to be closed.
@@ -28,6 +26,8 @@ pub struct Plan {
     pub iterations: usize,
     /// Transfers.
     pub transfers: usize,
+    /// Bytes of each.
+    pub transfer_bytes: u64,
     /// Short sessions, after which nothing may be left.
     pub sessions: usize,
     /// How many of them are open at the same time.
@@ -50,7 +50,7 @@ pub async fn measure(endpoints: &mut [Endpoint], image: &str, plan: &Plan) -> Re
     }
     for round in 0..plan.transfers {
         for index in turn(round, endpoints.len()) {
-            transfers(&mut endpoints[index], &pods[index]).await?;
+            transfers(&mut endpoints[index], &pods[index], plan.transfer_bytes).await?;
         }
     }
     for (endpoint, pod) in endpoints.iter_mut().zip(&pods) {
@@ -106,35 +106,33 @@ fn cpu(servers: &[u32]) -> Result<Duration> {
     Ok(Duration::from_nanos(sum))
 }
 
-async fn transfers(endpoint: &mut Endpoint, pod: &Running) -> Result<()> {
+async fn transfers(endpoint: &mut Endpoint, pod: &Running, size: u64) -> Result<()> {
     // A file of zeros that takes no room.
-    let sparse = format!("dd of=/tmp/zeros bs=1 count=0 seek={TRANSFER} 2>/dev/null");
+    let sparse = format!("dd of=/tmp/zeros bs=1 count=0 seek={size} 2>/dev/null");
     let made = open(endpoint, pod, &sparse, SPDY, Streams::OUTPUT).await?;
     ensure!(made.measure().await?.1 == 0, "no file of zeros");
-    let terminal = format!("stty -opost; head -c {TERMINAL} /tmp/zeros");
+    let terminal_bytes = size / TERMINAL_SHARE;
+    let terminal = format!("stty -opost; head -c {terminal_bytes} /tmp/zeros");
     let rows = [
         (
             SPDY,
             Streams::OUTPUT,
             "cat /tmp/zeros",
-            TRANSFER,
-            ["exec cat 1 GiB", "exec cat 1 GiB, CPU"],
+            size,
+            ["exec cat", "exec cat, CPU"],
         ),
         (
             WEBSOCKET,
             Streams::OUTPUT,
             "cat /tmp/zeros",
-            TRANSFER,
-            [
-                "exec cat 1 GiB, WebSocket",
-                "exec cat 1 GiB, WebSocket, CPU",
-            ],
+            size,
+            ["exec cat, WebSocket", "exec cat, WebSocket, CPU"],
         ),
         (
             SPDY,
             Streams::TTY,
             terminal.as_str(),
-            TERMINAL,
+            terminal_bytes,
             ["exec, terminal output", "exec, terminal output, CPU"],
         ),
     ];

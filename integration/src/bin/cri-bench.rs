@@ -42,6 +42,9 @@ struct Arguments {
     /// Rounds of transfers through exec sessions; 0 leaves the sessions out.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(0..=100))]
     transfers: u16,
+    /// MiB of each transfer.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=8192))]
+    transfer_mib: u16,
     /// Short exec sessions after which nothing may be left; 0 leaves them out.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     sessions: u32,
@@ -115,6 +118,7 @@ async fn measure(arguments: &Arguments, plan: &Plan, endpoints: &mut [Endpoint])
         let plan = stream::Plan {
             iterations: plan.iterations,
             transfers: arguments.transfers.into(),
+            transfer_bytes: u64::from(arguments.transfer_mib) << 20,
             sessions: usize::try_from(arguments.sessions)?,
             parallel: 8,
         };

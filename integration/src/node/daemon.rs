@@ -86,6 +86,23 @@ pub(super) fn command(
         .create(true)
         .append(true)
         .open(&files.log)?;
+    let mut command = Command::from(program(files, surroundings, stack)?);
+    command
+        .env("NO_COLOR", "1")
+        .env("RUST_BACKTRACE", "1")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// `zcrid` on these files.
+pub(super) fn program(
+    files: &Files,
+    surroundings: &Surroundings,
+    stack: Option<PathBuf>,
+) -> Result<std::process::Command> {
     // Each word becomes the next one's program.
     let mut words: Vec<OsString> = Vec::new();
     if let Some(stack) = stack {
@@ -102,18 +119,12 @@ pub(super) fn command(
         }
     }
     words.push(binaries::ours("zcrid")?.into());
-    let mut command = Command::new(words.remove(0));
+    let mut command = std::process::Command::new(words.remove(0));
     command
         .args(words)
         .arg("--config")
         .arg(&files.config)
-        .env("NO_COLOR", "1")
-        .env("RUST_BACKTRACE", "1")
-        .envs(surroundings.env.iter().map(|(key, value)| (key, value)))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true);
+        .envs(surroundings.env.iter().map(|(key, value)| (key, value)));
     Ok(command)
 }
 

@@ -53,7 +53,7 @@ pub(super) fn read(fd: impl AsFd, buffer: &mut [u8]) -> Read {
 }
 
 /// Reads half of what the buffer holds, since a character may take twice its room in UTF-8.
-fn read_converted(fd: impl AsFd, buffer: &mut [u8], page: CodePage) -> Read {
+pub(super) fn read_converted(fd: impl AsFd, buffer: &mut [u8], page: CodePage) -> Read {
     let (room, _) = buffer.split_at_mut(buffer.len() / 2);
     match read(fd, room) {
         Read::Bytes(n) => Read::Bytes(page.convert_in_place(buffer, n)),

@@ -10,10 +10,13 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
+use zcri_codepage::CodePage;
+use zcri_sys::file_tag::ccsid;
+
 use super::control::set_size;
-use super::streams::{DRAIN_MAX, Read, move_output, read, report};
+use super::streams::{DRAIN_MAX, Read, move_output, read, read_converted, report};
 use super::{Monitor, Source};
-use crate::container::{Key, Phase, Process, Terminal, TerminalOutput};
+use crate::container::{Container, Key, Phase, Process, Terminal, TerminalOutput};
 use crate::cri_log::{Splitter, Stream};
 use crate::poll::{EventFlags, Poll, Watch};
 
@@ -190,7 +193,9 @@ impl Monitor {
                 let mut broken = write_pending(fifo.as_fd(), pending).is_err();
                 let mut result = Read::Nothing;
                 if pending.is_empty() && !broken {
-                    result = gather(&terminal.master, pending);
+                    let container = self.containers.get(&process.container);
+                    let page = page_of(container, &terminal.master);
+                    result = gather(&terminal.master, pending, page);
                     broken = write_pending(fifo.as_fd(), pending).is_err();
                 }
                 if broken {
@@ -234,7 +239,9 @@ impl Monitor {
             let mut buffer = [0; RELAY_SIZE];
             match read(input, &mut buffer) {
                 Read::Bytes(n) => {
-                    terminal.to_master.extend_from_slice(&buffer[..n]);
+                    let container = self.containers.get(&process.container);
+                    let page = page_of(container, &terminal.master);
+                    terminal.typed(buffer.get(..n).unwrap_or_default(), page);
                     broken =
                         write_pending(terminal.master.as_fd(), &mut terminal.to_master).is_err();
                 }
@@ -283,11 +290,20 @@ impl Monitor {
     }
 }
 
+/// What a terminal's bytes are in, both ways, if they are converted: what writes in a code page reads in it too.
+fn page_of(container: Option<&Container>, master: impl AsFd) -> Option<CodePage> {
+    container?.output_rule?.page_of(|| ccsid(master))
+}
+
 /// Reads what a terminal has, up to [`GATHERED`] bytes.
-fn gather(master: impl AsFd, pending: &mut Vec<u8>) -> Read {
+fn gather(master: impl AsFd, pending: &mut Vec<u8>, page: Option<CodePage>) -> Read {
     let mut buffer = [0; RELAY_SIZE];
     while pending.len() + RELAY_SIZE <= GATHERED {
-        match read(&master, &mut buffer) {
+        let result = match page {
+            None => read(&master, &mut buffer),
+            Some(page) => read_converted(&master, &mut buffer, page),
+        };
+        match result {
             Read::Bytes(n) => pending.extend_from_slice(&buffer[..n]),
             // An end is there at the next look too.
             end_or_nothing if pending.is_empty() => return end_or_nothing,
@@ -341,6 +357,7 @@ fn take_terminal(
         master,
         input: input.transpose()?,
         to_master: Vec::new(),
+        encoder: None,
         output,
     });
     Ok(())

@@ -75,20 +75,32 @@ fn measure_memory_of_one() {
     pod.finish();
 }
 
+/// The container whose output is converted.
+const CONVERTED: &str = "converted";
+
 #[test]
 #[ignore = "a measurement"]
 fn measure_log_throughput() {
     let pod = Pod::new();
     std::os::unix::fs::symlink("busybox", pod.path().join("root/bin/tr")).unwrap();
     let line = "yes $(head -c 99 /dev/zero | tr '\\0' y)";
+    let dd = "dd bs=64k count=3052 iflag=fullblock";
+    // Lines in IBM-1047, of which every tenth character takes two bytes in UTF-8. From a file, as no filter that
+    // makes them is fast enough.
+    let lines = [&[0xa8; 9][..], &[0x43]].concat().repeat(10)[..99].to_vec();
+    let lines = [&lines[..], &[0x15]].concat().repeat(100_000);
+    fs::write(pod.path().join("root/ebcdic"), lines).unwrap();
+    let files = "/ebcdic ".repeat(20);
     for (name, script) in [
         ("yes", format!("{line} | head -c 200000000")),
-        (
-            "dd",
-            format!("{line} | dd bs=64k count=3052 iflag=fullblock"),
-        ),
+        ("dd", format!("{line} | {dd}")),
+        ("cat", format!("cat {files}")),
+        (CONVERTED, format!("cat {files}")),
     ] {
-        let c = pod.container(name, &script);
+        let mut c = pod.container(name, &script);
+        if name == CONVERTED {
+            c.spec["annotations"]["zcri.io/output-code-page"] = "IBM-1047".into();
+        }
         c.create().unwrap();
         let (before, start) = (cpu_seconds(pod.shim_pid), Instant::now());
         c.start().unwrap();

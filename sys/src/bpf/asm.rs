@@ -3,6 +3,7 @@
 //! Source: Linux, Documentation/bpf/standardization/instruction-set.rst.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 
 /// A register. `R0` is the result, `R1` to `R5` are arguments that a call destroys, `R6` to `R9` are kept, `R10` is
 /// the frame.
@@ -29,6 +30,8 @@ pub enum Helper {
     SkbLoadBytes = 26,
     /// `bpf_bind(ctx, address, length)`
     Bind = 64,
+    /// `bpf_sk_storage_get(map, socket, first value, flags)`
+    SkStorageGet = 107,
     /// `bpf_set_retval(errno)`, of Linux 5.18
     SetRetval = 187,
 }
@@ -40,14 +43,18 @@ pub type Instruction = [u8; 8];
 const LDX_MEM: u8 = 0x61;
 const LDX_MEM_DW: u8 = 0x79;
 const LDX_MEM_B: u8 = 0x71;
+const LD_IMM64: u8 = 0x18;
 const ST_MEM: u8 = 0x62;
+const STX_MEM: u8 = 0x63;
 const MOV64_IMM: u8 = 0xb7;
 const MOV64_REG: u8 = 0xbf;
 const ADD64_IMM: u8 = 0x07;
 const AND32_IMM: u8 = 0x54;
 const JEQ32_IMM: u8 = 0x16;
 const JNE32_IMM: u8 = 0x56;
+const JEQ64_IMM: u8 = 0x15;
 const JNE64_IMM: u8 = 0x55;
+const JGT64_REG: u8 = 0x2d;
 const JA: u8 = 0x05;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
@@ -83,12 +90,25 @@ impl Program {
 
     /// `32 bits at to + offset = value`, by way of `R1` where the kernel wants a register: in a context.
     pub fn store32(&mut self, to: Reg, offset: i16, value: u32) -> &mut Self {
-        const STX_MEM: u8 = 0x63;
         if to == Reg::R10 {
             return self.push(ST_MEM, to, Reg::R0, offset, value.cast_signed(), None);
         }
         self.set(Reg::R1, value.cast_signed());
         self.push(STX_MEM, to, Reg::R1, offset, 0, None)
+    }
+
+    /// `32 bits at to + offset = from`
+    pub fn store_reg32(&mut self, to: Reg, offset: i16, from: Reg) -> &mut Self {
+        self.push(STX_MEM, to, from, offset, 0, None)
+    }
+
+    /// `to = the map of that descriptor`
+    pub fn load_map(&mut self, to: Reg, map: RawFd) -> &mut Self {
+        /// `BPF_PSEUDO_MAP_FD`, in the place of a register.
+        const MAP: Reg = Reg::R1;
+        // The only instruction of twice the size.
+        self.push(LD_IMM64, to, MAP, 0, map, None);
+        self.push(0, Reg::R0, Reg::R0, 0, 0, None)
     }
 
     /// `to = value`
@@ -124,6 +144,16 @@ impl Program {
     /// Jumps if the register, all of it, is not 0.
     pub fn jump_if_set(&mut self, reg: Reg, label: &'static str) -> &mut Self {
         self.push(JNE64_IMM, reg, Reg::R0, 0, 0, Some(label))
+    }
+
+    /// Jumps if the register, all of it, is 0.
+    pub fn jump_if_clear(&mut self, reg: Reg, label: &'static str) -> &mut Self {
+        self.push(JEQ64_IMM, reg, Reg::R0, 0, 0, Some(label))
+    }
+
+    /// Jumps if `reg` is greater than `other`.
+    pub fn jump_if_greater(&mut self, reg: Reg, other: Reg, label: &'static str) -> &mut Self {
+        self.push(JGT64_REG, reg, other, 0, 0, Some(label))
     }
 
     /// Jumps.

@@ -16,7 +16,7 @@ mod programs;
 use std::{collections::BTreeSet, net::IpAddr};
 
 use zcri_sys::{
-    bpf::Program,
+    bpf::{Program, SocketStorage},
     netlink::{
         Socket,
         route::{self, Address},
@@ -71,7 +71,8 @@ impl Stack {
             return Ok(None);
         };
         let path = self.cgroup_path.as_deref().ok_or_else(|| Error::Unconfined {
-            reason: "the runtime gives no cgroupPath; is the capability listed in the configuration?"
+                reason: "the runtime gives no cgroupPath: it must be among the capabilities of the configuration, and \
+                         zcrid gives it with network.isolation = \"stack\""
                 .to_owned(),
         })?;
         Ok(Some((Group::locate(path)?, confine)))
@@ -179,16 +180,22 @@ fn address(index: u32, ip: IpAddr) -> Address {
 
 /// Loads all programs; the kernel says here whether it can confine.
 fn load(rules: &Rules) -> Result<Vec<Program>> {
-    let load = |(hook, name)| {
-        let code = programs::program(rules, hook).ok_or_else(|| Error::Unconfined {
-            reason: format!("the program {name} cannot be made"),
-        })?;
-        Program::load(hook, name, &code).map_err(|e| Error::Unconfined {
+    let unconfined = |what: &'static str| {
+        move |e| Error::Unconfined {
             reason: format!(
                 "{}; Linux 5.18 or newer with CONFIG_CGROUP_BPF is needed",
-                Error::system(name)(e).chain()
+                Error::system(what)(e).chain()
             ),
-        })
+        }
+    };
+    let v6_only = SocketStorage::new().map_err(unconfined("IPV6_V6ONLY"))?;
+    let load = |(hook, name)| {
+        let code = programs::program(rules, hook, v6_only.descriptor()).ok_or_else(|| {
+            Error::Unconfined {
+                reason: format!("the program {name} cannot be made"),
+            }
+        })?;
+        Program::load(hook, name, &code).map_err(unconfined(name))
     };
     HOOKS.into_iter().map(load).collect()
 }

@@ -28,6 +28,8 @@ fn calls(lab: &Lab, verb: &str, id: &str, pod: &Ns) -> Calls {
     // PID NAME(ARGUMENTS) = RESULT
     let named: Vec<(&str, &str)> = text
         .lines()
+        // The kernel begins anew what waits for a lock of its own (of sysctls, for instance): as often as it takes.
+        .filter(|line| !line.contains("ERESTARTNOINTR"))
         .filter_map(|line| {
             let (process, call) = line.split_once(' ')?;
             let (name, _) = call.trim_start().split_once('(')?;
@@ -126,13 +128,22 @@ fn the_very_first_add_killed_anywhere_is_undone_or_completed() {
     let pod = first.pod("pod");
     let calls = calls(&first, "ADD", "p", &pod);
     let mut kills = 0;
+    let mut missed = Vec::new();
     for (way, call) in calls.all.iter().enumerate() {
         let lab = lab();
         let pod = lab.pod("pod");
-        kills += usize::from(killed(&lab, "ADD", "p", &pod, call));
+        if killed(&lab, "ADD", "p", &pod, call) {
+            kills += 1;
+        } else {
+            missed.push(call);
+        }
         recover(&lab, &pod, way, call);
     }
-    assert!(kills + 1 >= calls.own, "{kills} of {}", calls.own);
+    assert!(
+        kills + 1 >= calls.own,
+        "{kills} of {}, without {missed:?}",
+        calls.own
+    );
 }
 
 #[test]

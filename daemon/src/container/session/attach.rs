@@ -1,6 +1,6 @@
 //! Attach sessions: the streams of a container's own process.
 //!
-//! Output comes from the shim, which copies it to FIFOs; input goes into the container's own FIFO, past the shim if
+//! Output comes from the shim, which copies it to FIFOs and converts it; input goes into the container's own FIFO, past the shim if
 //! there is no terminal. What the end of a client's input means is what containerd and CRI-O make of it: it is the
 //! end of the container's if the container gives its input away once and has no terminal, and detaches otherwise.
 
@@ -35,7 +35,7 @@ pub(crate) async fn attach(
     let [stdout, stderr] = outputs(&shim, container, &request).await?;
     let (input_ended, input_end) = oneshot::channel();
     let (input, own_input) = match &request {
-        AttachRequest { stdin: true, .. } => stdin(container).map_err(|e| refused(&e))?,
+        AttachRequest { stdin: true, .. } => stdin(container).await.map_err(|e| refused(&e))?,
         _ => (None, false),
     };
     // The end of an input that goes nowhere means nothing.
@@ -74,7 +74,7 @@ pub(crate) async fn attach(
             }
             String::new()
         };
-        pipe.map(|pipe| -> Output { Box::new(FifoOutput::new(pipe, over)) })
+        pipe.map(|pipe| -> Output { Box::new(FifoOutput::new(pipe, over, None)) })
     };
     Ok(Session {
         stdin,
@@ -127,14 +127,14 @@ fn not_attached(error: &ShimError) -> SessionError {
 
 /// The writing end of a container's standard input, if it has one and it is to be had; and whether its end is the
 /// container's.
-fn stdin(container: &ContainerView) -> Result<(Option<pipe::Sender>, bool)> {
+async fn stdin(container: &ContainerView) -> Result<(Option<pipe::Sender>, bool)> {
     let config = &container.config;
     if !config.stdin {
         return Ok((None, false));
     }
     if config.stdin_once {
         // Noted on disk, as its owner may be a daemon that died.
-        match std::fs::File::create_new(stdin_taken(&container.bundle)) {
+        match tokio::fs::File::create_new(stdin_taken(&container.bundle)).await {
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok((None, false)),
             Err(e) => return Err(Error::node("take the input of a container", e)),
@@ -153,7 +153,9 @@ fn stdin(container: &ContainerView) -> Result<(Option<pipe::Sender>, bool)> {
 /// Ends the input of a container whose only client was one of a daemon that died.
 pub(crate) async fn close_taken_stdin(shim: &Shim, container: &ContainerView) {
     if container.config.stdin_once
-        && stdin_taken(&container.bundle).exists()
+        && tokio::fs::try_exists(stdin_taken(&container.bundle))
+            .await
+            .unwrap_or(true)
         && let Err(error) = shim.close_stdin(container.id.as_str()).await
     {
         tracing::warn!(container = %container.id, error = %Chain(&error), "its input was not closed");

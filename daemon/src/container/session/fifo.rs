@@ -4,14 +4,17 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::future::BoxFuture;
 use rustix::fs::{FileType, Mode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use zcri_codepage::Rule;
+use zcri_sys::file_tag::ccsid;
 
+use crate::container::output::Chunk;
 use crate::error::{Error, Result};
 
 /// The most that a pipe holds (pipe(7), F_SETPIPE_SZ for everybody).
@@ -85,9 +88,19 @@ fn failed(path: &Path, source: io::Error) -> Error {
     Error::node(format!("make the FIFO {}", path.display()), source)
 }
 
+/// Room for a piece of output that is converted.
+const CONVERTED: usize = 64 << 10;
+
 /// An output of a process: ends with the FIFO, or, once `over` resolves, with what is in the FIFO then, and with what
 /// `over` gave behind that. A process elsewhere that holds it open does not delay that.
 pub(super) struct FifoOutput {
+    source: Source,
+    /// Output that is converted, on its way.
+    converted: Option<Converted>,
+}
+
+/// The FIFO's end of it.
+struct Source {
     pipe: pipe::Receiver,
     over: Option<BoxFuture<'static, String>>,
     last_words: std::collections::VecDeque<u8>,
@@ -95,16 +108,30 @@ pub(super) struct FifoOutput {
     left: usize,
 }
 
+/// A piece that was converted, and what of it the reader has not taken yet.
+struct Converted {
+    chunk: Chunk,
+    left: std::ops::Range<usize>,
+}
+
 impl FifoOutput {
+    /// With a rule the output is converted, though not what `over` gives.
     pub(super) fn new(
         pipe: pipe::Receiver,
         over: impl Future<Output = String> + Send + 'static,
+        rule: Option<Rule>,
     ) -> Self {
         Self {
-            pipe,
-            over: Some(Box::pin(over)),
-            last_words: Default::default(),
-            left: MOST_BYTES,
+            source: Source {
+                pipe,
+                over: Some(Box::pin(over)),
+                last_words: Default::default(),
+                left: MOST_BYTES,
+            },
+            converted: rule.map(|rule| Converted {
+                chunk: Chunk::new(Some(rule), CONVERTED),
+                left: 0..0,
+            }),
         }
     }
 }
@@ -112,6 +139,26 @@ impl FifoOutput {
 impl AsyncRead for FifoOutput {
     fn poll_read(
         mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let this = &mut *self;
+        ready!(match &mut this.converted {
+            None => this.source.poll_read(context, buffer),
+            Some(converted) => converted.poll_read(&mut this.source, context, buffer),
+        })?;
+        if buffer.filled().len() == before {
+            this.source.speak(buffer);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Source {
+    /// Nothing is the end.
+    fn poll_read(
+        &mut self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -129,14 +176,37 @@ impl AsyncRead for FifoOutput {
         let count = read_now(&self.pipe, buffer.initialize_unfilled_to(room))?;
         self.left -= count;
         buffer.advance(count);
-        if count == 0 {
-            // Nothing more is a read of nothing, which is the end.
-            let count = self.last_words.len().min(buffer.remaining());
-            let (words, _) = self.last_words.as_slices();
-            let count = count.min(words.len());
-            buffer.put_slice(words.get(..count).unwrap_or_default());
-            self.last_words.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+
+    /// The last words. No more of them is a read of nothing, which is the end.
+    fn speak(&mut self, buffer: &mut ReadBuf<'_>) {
+        let count = self.last_words.len().min(buffer.remaining());
+        let (words, _) = self.last_words.as_slices();
+        let count = count.min(words.len());
+        buffer.put_slice(words.get(..count).unwrap_or_default());
+        self.last_words.drain(..count);
+    }
+}
+
+impl Converted {
+    fn poll_read(
+        &mut self,
+        source: &mut Source,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.left.is_empty() {
+            let mut raw = ReadBuf::new(self.chunk.room());
+            ready!(source.poll_read(context, &mut raw))?;
+            let count = raw.filled().len();
+            self.left = 0..self.chunk.take(count, || ccsid(&source.pipe)).len();
         }
+        let text = self.chunk.bytes().get(self.left.clone());
+        let text = text.unwrap_or_default();
+        let count = text.len().min(buffer.remaining());
+        buffer.put_slice(text.get(..count).unwrap_or_default());
+        self.left.start += count;
         Poll::Ready(Ok(()))
     }
 }

@@ -72,6 +72,10 @@ const DEFAULT: [&str; 14] = [
 /// CRI's word for every capability.
 const ALL: &str = "ALL";
 
+/// Fields of CRI's `Capability`.
+const ADD: &str = "add_capabilities";
+const ADD_AMBIENT: &str = "add_ambient_capabilities";
+
 /// A set of capabilities: bit n for capability n.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CapabilitySet(u64);
@@ -169,9 +173,9 @@ pub(super) fn capabilities(
         });
     }
     let given = &security.capabilities;
-    let (add_all, add) = split(&given.add)?;
-    let (drop_all, drop) = split(&given.drop)?;
-    let (ambient_all, ambient) = split(&given.add_ambient)?;
+    let (add_all, add) = split(ADD, &given.add)?;
+    let (drop_all, drop) = split("drop_capabilities", &given.drop)?;
+    let (ambient_all, ambient) = split(ADD_AMBIENT, &given.add_ambient)?;
 
     let start = match (add_all, drop_all) {
         (_, true) => CapabilitySet::default(),
@@ -184,6 +188,7 @@ pub(super) fn capabilities(
         .find(|name| bounding.without(available).has(name))
     {
         return Err(SpecError::CapabilityNotHeld {
+            list: if add.has(name) { ADD } else { ADD_AMBIENT },
             name: (*name).to_owned(),
         });
     }
@@ -196,7 +201,7 @@ pub(super) fn capabilities(
 }
 
 /// Whether `ALL` is among the names, and the others. Kubernetes users write names without `CAP_`, in either case.
-fn split(names: &[String]) -> Result<(bool, CapabilitySet), SpecError> {
+fn split(list: &'static str, names: &[String]) -> Result<(bool, CapabilitySet), SpecError> {
     let mut all = false;
     let mut set = CapabilitySet::default();
     for given in names {
@@ -206,6 +211,7 @@ fn split(names: &[String]) -> Result<(bool, CapabilitySet), SpecError> {
             continue;
         }
         let bit = bit(&name).ok_or_else(|| SpecError::UnknownCapability {
+            list,
             name: given.clone(),
         })?;
         set = set.or(CapabilitySet(bit));

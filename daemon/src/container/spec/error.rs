@@ -28,28 +28,34 @@ pub enum SpecError {
     )]
     PrivilegedInUnprivilegedPod,
     /// A user that the image does not have.
-    #[error("unable to find user {name}: no users found")]
+    #[error("{of}: unable to find user {name}: no users found")]
     NoSuchUser {
+        /// Field of the request, or the image's.
+        of: &'static str,
         /// As it was asked for.
         name: String,
     },
     /// A group that the image does not have.
-    #[error("unable to find group {name}: no groups found")]
+    #[error("user of the image: unable to find group {name}: no groups found")]
     NoSuchGroup {
         /// As it was asked for.
         name: String,
     },
     /// A capability that the kernel does not know.
-    #[error("config.linux.security_context.capabilities: unknown capability {name:?}")]
+    #[error("config.linux.security_context.capabilities.{list}: unknown capability {name:?}")]
     UnknownCapability {
+        /// Field with the name.
+        list: &'static str,
         /// As it was asked for.
         name: String,
     },
     /// A capability that the daemon does not have and so cannot give.
     #[error(
-        "config.linux.security_context.capabilities: {name} cannot be added: it is not in the bounding set of this node's daemon"
+        "config.linux.security_context.capabilities.{list}: {name} cannot be added: it is not in the bounding set of this node's daemon"
     )]
     CapabilityNotHeld {
+        /// Field with the name.
+        list: &'static str,
         /// As it was asked for.
         name: String,
     },

@@ -168,11 +168,12 @@ fn defaults(input: &SpecInput<'_>) -> Vec<OciMount> {
 
 const TTY: u32 = 5;
 
-/// The kernel mounts sysfs only for the owner of the network namespace, which a pod's user namespace on the node's
-/// network is not.
+/// The kernel mounts sysfs only for the owner of the network namespace, which a pod's user namespace is not where the pod
+/// has the node's.
 fn sys(input: &SpecInput<'_>, access: &str) -> OciMount {
     let pod = &input.pod.namespaces;
-    if pod.user.is_some() && pod.network == PodScope::Node {
+    let nodes_network = pod.network == PodScope::Node || input.namespaces.on_stack;
+    if pod.user.is_some() && nodes_network {
         return mount(
             "bind",
             "/sys",

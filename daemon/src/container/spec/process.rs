@@ -1,6 +1,6 @@
 //! The first process of a container, and processes that join it.
 
-use oci_spec::runtime::{Process, User};
+use oci_spec::runtime::{PosixRlimitBuilder, PosixRlimitType, Process, Spec, User};
 
 use super::capabilities::ProcessCapabilities;
 use super::{SpecError, SpecInput, oom_score_adj, security};
@@ -51,10 +51,28 @@ pub(super) fn portable(input: &SpecInput<'_>) -> Result<Process, SpecError> {
         .set_env(Some(env(input)?))
         .set_cwd(working_dir(input)?.into())
         .set_capabilities(None)
-        // None of its own: the daemon's are inherited. Hard limits could not be raised everywhere.
+        // Those of the node come later, see [`set_rlimits`].
         .set_rlimits(None)
         .set_no_new_privileges(Some(config.security.no_new_privs));
     Ok(process)
+}
+
+/// Limits of the process, for all containers alike. The others are inherited from the daemon: hard limits could not be
+/// raised everywhere.
+pub fn set_rlimits(spec: &mut Spec, limits: &[zcri_config::Rlimit]) {
+    let one = |limit: &zcri_config::Rlimit| {
+        let name = format!("RLIMIT_{}", limit.name.to_ascii_uppercase());
+        // Every name that the configuration takes is in the specification too.
+        let kind = serde_json::from_value::<PosixRlimitType>(name.into()).ok()?;
+        let limit = PosixRlimitBuilder::default()
+            .typ(kind)
+            .soft(limit.soft)
+            .hard(limit.hard);
+        limit.build().ok()
+    };
+    if let (Some(process), false) = (spec.process_mut(), limits.is_empty()) {
+        process.set_rlimits(Some(limits.iter().filter_map(one).collect()));
+    }
 }
 
 /// Kubernetes, "Define a Command and Arguments for a Container": a command replaces the image's entrypoint and its

@@ -39,11 +39,16 @@ pub fn resolve_user(
         (None, Some(name)) => (Wanted::Name(name), ""),
         (None, None) => (Wanted::parse(image_name), image_group),
     };
+    let of = match &security.run_as_username {
+        Some(_) => "config.linux.security_context.run_as_username",
+        None => "user of the image",
+    };
     let entry = match wanted {
         Wanted::Id(uid) => PasswdEntry::all(passwd).find(|entry| entry.uid == uid),
         Wanted::Name(name) => {
             let found = PasswdEntry::all(passwd).find(|entry| entry.name == name);
             Some(found.ok_or_else(|| SpecError::NoSuchUser {
+                of,
                 name: name.to_owned(),
             })?)
         }
@@ -53,6 +58,7 @@ pub fn resolve_user(
         (Wanted::Id(uid), _) => *uid,
         (Wanted::Name(name), None) => {
             return Err(SpecError::NoSuchUser {
+                of,
                 name: (*name).to_owned(),
             });
         }
@@ -280,11 +286,11 @@ bad:x:x:web
         let message = |result: Result<ResolvedUser, SpecError>| result.unwrap_err().to_string();
         assert_eq!(
             message(resolve("ghost", Security::default())),
-            "unable to find user ghost: no users found"
+            "user of the image: unable to find user ghost: no users found"
         );
         assert_eq!(
             message(resolve("web:ghost", Security::default())),
-            "unable to find group ghost: no groups found"
+            "user of the image: unable to find group ghost: no groups found"
         );
         // A name that looks like a number but is none stays a name.
         assert!(resolve("-1", Security::default()).is_err());

@@ -58,6 +58,22 @@ pub fn container_config(given: &v1::ContainerConfig) -> Result<ContainerConfig, 
     Ok(config)
 }
 
+/// A command to be run in a container.
+///
+/// # Errors
+/// There is none, or it is none that the kernel could run.
+pub(in crate::cri) fn command(field: &str, given: &[String]) -> Result<Vec<String>, ConvertError> {
+    match given.first() {
+        None => Err(ConvertError::missing(field)),
+        Some(program) => {
+            let first = format!("{field}[0]");
+            required(&first, program)?;
+            super::short(&first, program, super::PATH_BYTES)?;
+            texts(field, given)
+        }
+    }
+}
+
 fn texts(field: &str, given: &[String]) -> Result<Vec<String>, ConvertError> {
     given
         .iter()

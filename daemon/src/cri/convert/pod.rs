@@ -52,6 +52,22 @@ pub fn pod_config(given: &v1::PodSandboxConfig) -> Result<PodConfig, ConvertErro
     Ok(config)
 }
 
+/// Looks at a configuration that is given beside what a request is about. What holds is what the pod was made with,
+/// but what cannot be is refused all the same. One without metadata is that of no pod.
+///
+/// # Errors
+/// As [`pod_config`].
+pub(in crate::cri) fn config_of_pod(
+    given: Option<&v1::PodSandboxConfig>,
+) -> Result<(), ConvertError> {
+    match given.filter(|given| given.metadata.is_some()) {
+        Some(given) => pod_config(given)
+            .map(drop)
+            .map_err(|error| error.within("sandbox_")),
+        None => Ok(()),
+    }
+}
+
 fn linux_config(
     given: &v1::LinuxPodSandboxConfig,
     config: &mut PodConfig,

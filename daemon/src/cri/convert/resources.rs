@@ -38,9 +38,11 @@ pub fn resources(at: &str, given: &v1::LinuxContainerResources) -> Result<Resour
     Ok(parsed)
 }
 
-/// The kernel's bounds (sched-bwc.rst): a period of 1 ms to 1 s, a quota of at least 1 ms.
+/// The kernel's bounds (sched-bwc.rst): a period of 1 ms to 1 s, a quota of at least 1 ms and as much as it can count.
 const PERIOD: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
-const LEAST_QUOTA: i64 = 1_000;
+const QUOTA: std::ops::RangeInclusive<i64> = 1_000..=MOST_QUOTA;
+/// `MAX_BW` in kernel/sched/sched.h.
+const MOST_QUOTA: i64 = (1 << 44) - 1;
 
 fn cpu_period(field: &str, value: i64) -> Result<Option<u64>, ConvertError> {
     match unsigned(field, value)? {
@@ -56,11 +58,11 @@ fn cpu_period(field: &str, value: i64) -> Result<Option<u64>, ConvertError> {
 fn cpu_quota(field: &str, value: i64) -> Result<Option<i64>, ConvertError> {
     match value {
         0 => Ok(None),
-        -1 | LEAST_QUOTA.. => Ok(Some(value)),
+        _ if value == -1 || QUOTA.contains(&value) => Ok(Some(value)),
         _ => Err(ConvertError::invalid(
             field,
             value,
-            "must be at least 1000 microseconds, or -1 for no limit",
+            format!("must be between 1000 and {MOST_QUOTA} microseconds, or -1 for no limit"),
         )),
     }
 }

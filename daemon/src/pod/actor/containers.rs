@@ -2,99 +2,80 @@
 
 use std::sync::Arc;
 
-use super::{Actor, Owned, going_down};
+use super::{Actor, End, Owned, going_down};
 use crate::container::config::ContainerConfig;
 use crate::container::{self, ContainerState, ContainerView, Exited};
 use crate::error::{Chain, Error, Result};
 use crate::id::ContainerId;
 use crate::messages;
-use crate::node::Node;
-use crate::pod::handle::Request;
+use crate::node::blocking;
 use crate::pod::pods::KILL_PATIENCE;
 use crate::pod::teardown;
 use crate::pod::view::PodState;
 use crate::runtime::{CreateRequest, Exit, Shim, ShimError, exit_file};
-use crate::state::ContainerPhase;
+use crate::state::{ContainerPhase, ContainerRecord};
 
 /// SIGKILL.
 const KILL: u32 = 9;
 
 impl Actor {
     pub(super) async fn create_container(
-        &mut self,
+        &self,
         config: ContainerConfig,
         wire: Vec<u8>,
     ) -> Result<ContainerId> {
-        let same = |owned: &&Owned| {
-            owned.view.config.name == config.name && owned.view.config.attempt == config.attempt
+        let same = |view: &&Arc<ContainerView>| {
+            view.config.name == config.name && view.config.attempt == config.attempt
         };
-        if let Some(existing) = self.parts.containers.values().find(same) {
-            return Ok(existing.view.id.clone());
+        if let Some(existing) = self.containers().iter().find(same) {
+            return Ok(existing.id.clone());
         }
         let view = self.publish.borrow().clone();
         if view.state != PodState::Ready {
-            let id = self.parts.id.to_string();
             return Err(Error::State {
                 what: "pod sandbox",
-                id,
+                id: self.id.to_string(),
                 state: "not ready",
                 action: "create a container",
             });
         }
         let owned = container::prepare(&self.node, &view, config, wire).await?;
         let id = owned.view.id.clone();
-        self.parts.containers.insert(id.clone(), owned);
+        self.held().parts.containers.insert(id.clone(), owned);
         Ok(id)
     }
 
-    pub(super) async fn start_container(&mut self, id: &ContainerId) -> Result<()> {
-        let owned = self
-            .parts
-            .containers
-            .get_mut(id)
-            .ok_or_else(|| Error::no_container(id))?;
-        match owned.view.state {
+    pub(super) async fn start_container(&self, id: &ContainerId) -> Result<()> {
+        let view = self.container(id).ok_or_else(|| Error::no_container(id))?;
+        match view.state {
             ContainerState::Created => {}
             // A retry of a start whose answer was lost.
             ContainerState::Running { .. } => return Ok(()),
-            ContainerState::Exited(_) => return Err(owned.view.refuse("start")),
+            ContainerState::Exited(_) => return Err(view.refuse("start")),
         }
-        let id_text = id.to_string();
-        let shim = self
-            .parts
-            .shim
-            .clone()
-            .ok_or_else(|| owned.view.refuse("start"))?;
-        let handler = self.node.handlers.get(&self.parts.record.handler)?;
-        set_phase(&self.node, owned, ContainerPhase::Starting)?;
-        let stdin = owned
-            .view
-            .config
-            .stdin
-            .then(|| owned.view.bundle.join("stdin"));
+        let shim = self.shim().ok_or_else(|| view.refuse("start"))?;
+        let handler = self.held().parts.record.handler.clone();
+        let handler = self.node.handlers.get(&handler)?;
+        self.record_container(id, |record| record.phase = ContainerPhase::Starting)
+            .await?;
+        let stdin = view.config.stdin.then(|| view.bundle.join("stdin"));
         let request = CreateRequest {
             id: id.as_str(),
-            bundle: &owned.view.bundle,
+            bundle: &view.bundle,
             handler: Some(handler),
-            terminal: owned.view.config.tty,
+            terminal: view.config.tty,
             stdin: stdin.as_deref(),
-            log: owned.view.log.as_deref(),
+            log: view.log.as_deref(),
         };
         let started = match shim.create(request).await {
             Ok(()) => shim.start(id.as_str(), "").await,
             Err(error) => Err(error),
         };
-        release_mounts(&owned.view);
+        let started_at_ns = crate::time::now_ns();
+        release_mounts(&view).await;
         match started {
             Ok(pid) => {
-                let started_at_ns = crate::time::now_ns();
-                set_state(owned, ContainerState::Running { started_at_ns, pid });
-                let running = ContainerPhase::Running { started_at_ns, pid };
-                // The record before this one makes recovery ask the shim, so a full disk is no failure here.
-                if let Err(error) = set_phase(&self.node, owned, running) {
-                    tracing::warn!(container = %id, error = %Chain(&error), "the start is not recorded");
-                }
-                self.watch_container(id);
+                self.runs(id, started_at_ns, pid).await;
                 Ok(())
             }
             Err(error) => {
@@ -102,69 +83,84 @@ impl Actor {
                     tracing::debug!(container = %id, %error, "the shim still holds a container that did not start");
                 }
                 let exited = Exited::start_failed(Chain(&error).to_string());
-                set_exited(&self.node, owned, exited);
+                self.set_exited(id, exited).await;
                 Err(Error::Runtime {
                     action: "start",
-                    id: id_text,
+                    id: id.to_string(),
                     source: Box::new(error),
                 })
             }
         }
     }
 
+    /// Takes note of a container's start.
+    async fn runs(&self, id: &ContainerId, started_at_ns: i64, pid: u32) {
+        self.set_state(id, ContainerState::Running { started_at_ns, pid });
+        let running = ContainerPhase::Running { started_at_ns, pid };
+        // The record before this one makes recovery ask the shim, so a full disk is no failure here.
+        if let Err(error) = self
+            .record_container(id, |record| record.phase = running)
+            .await
+        {
+            tracing::warn!(container = %id, error = %Chain(&error), "the start is not recorded");
+        }
+        if !self.watch_container(id) {
+            // The shim ended since, when there was nothing to be noted yet.
+            self.ended(id, Err(self.unreachable())).await;
+        }
+    }
+
     /// Waits for the shim's end in a task of its own, which then tells this one.
     pub(super) fn watch_shim(&self) {
-        let inbox = self.inbox.clone();
-        let bundle = self.node.pod_bundle(self.parts.id.as_str());
+        let ends = self.ends.clone();
+        let bundle = self.files().bundle;
         tokio::spawn(async move {
             Shim::gone(&bundle).await;
-            if let Some(inbox) = inbox.upgrade() {
-                // A closed inbox is a pod that was removed meanwhile.
-                drop(inbox.send(Request::ShimGone).await);
-            }
+            // Nobody listens to the end of a pod that was removed meanwhile.
+            drop(ends.send(End::Shim).await);
         });
     }
 
     /// The shim ended though nobody asked it to: so do its containers.
-    pub(super) async fn shim_gone(&mut self) {
-        if self.parts.shim.take().is_none() {
+    pub(super) async fn shim_gone(&self) {
+        if self.held().parts.shim.take().is_none() {
             return;
         }
-        tracing::error!(zcr = messages::SHIM_GONE, pod = %self.parts.id, "the shim of this pod is gone");
-        let ids: Vec<ContainerId> = self.parts.containers.keys().cloned().collect();
-        for id in ids {
-            let source = std::io::ErrorKind::ConnectionReset.into();
-            let socket = self.node.pod_bundle(self.parts.id.as_str());
-            self.ended(&id, Err(ShimError::Unreachable { socket, source }))
-                .await;
+        tracing::error!(zcr = messages::SHIM_GONE, pod = %self.id, "the shim of this pod is gone");
+        for container in self.containers() {
+            self.ended(&container.id, Err(self.unreachable())).await;
         }
     }
 
-    /// Waits for the container's end in a task of its own, which then tells this one.
-    pub(super) fn watch_container(&self, id: &ContainerId) {
-        let (Some(shim), Some(inbox)) = (self.parts.shim.clone(), self.inbox.upgrade()) else {
-            return;
+    fn unreachable(&self) -> ShimError {
+        ShimError::Unreachable {
+            socket: self.files().bundle,
+            source: std::io::ErrorKind::ConnectionReset.into(),
+        }
+    }
+
+    /// Waits for the container's end in a task of its own, which then tells this one; false if there is no shim to
+    /// wait for.
+    pub(super) fn watch_container(&self, id: &ContainerId) -> bool {
+        let Some(shim) = self.shim() else {
+            return false;
         };
-        let inbox = inbox.downgrade();
+        let ends = self.ends.clone();
         let (id, bundle) = (id.clone(), self.node.container_bundle(id.as_str()));
         tokio::spawn(async move {
-            let exit = shim.wait(id.as_str(), "").await.map(|(code, at_ns)| {
-                exit_file(&bundle).unwrap_or(Exit {
-                    code,
-                    at_ns,
-                    oom_killed: false,
-                })
-            });
-            if let Some(inbox) = inbox.upgrade() {
-                // A closed inbox is a pod that was removed meanwhile.
-                drop(inbox.send(Request::Ended { id, exit }).await);
-            }
+            let exit = match shim.wait(id.as_str(), "").await {
+                Ok(told) => Ok(exit_of(&bundle, told).await),
+                Err(error) => Err(error),
+            };
+            // As above.
+            drop(ends.send(End::Container { id, exit }).await);
         });
+        true
     }
 
     /// Ends a container at once and records how.
-    pub(super) async fn end_container(&mut self, id: &ContainerId) -> Result<()> {
-        let Some(shim) = self.parts.shim.clone() else {
+    pub(super) async fn end_container(&self, id: &ContainerId) -> Result<()> {
+        let Some(shim) = self.shim() else {
             return Ok(());
         };
         let failed = |source: ShimError| Error::Runtime {
@@ -187,91 +183,145 @@ impl Actor {
                 action: "go on",
             });
         };
-        let exit = exit.map(|(code, at_ns)| {
-            exit_file(&self.node.container_bundle(id.as_str())).unwrap_or(Exit {
-                code,
-                at_ns,
-                oom_killed: false,
-            })
-        });
+        let exit = match exit {
+            Ok(told) => Ok(exit_of(&self.node.container_bundle(id.as_str()), told).await),
+            Err(error) => Err(error),
+        };
         self.ended(id, exit).await;
         Ok(())
     }
 
     /// Takes note of a container's end, once.
-    pub(super) async fn ended(&mut self, id: &ContainerId, exit: Result<Exit, ShimError>) {
-        let Some(owned) = self.parts.containers.get_mut(id) else {
+    pub(super) async fn ended(&self, id: &ContainerId, exit: Result<Exit, ShimError>) {
+        let _turn = self.ending.lock().await;
+        let Some(view) = self.container(id) else {
             return;
         };
-        let ContainerState::Running { started_at_ns, .. } = owned.view.state else {
+        let ContainerState::Running { started_at_ns, .. } = view.state else {
             return;
         };
         let exited = match exit {
             Ok(exit) => Exited::seen(started_at_ns, exit),
-            Err(error) => match exit_file(&owned.view.bundle) {
+            Err(error) => match exit_file(&view.bundle).await {
                 Some(exit) => Exited::seen(started_at_ns, exit),
                 None => {
-                    tracing::error!(pod = %self.parts.id, container = %id, error = %Chain(&error), "the shim is lost");
-                    let handler = self
-                        .node
-                        .handlers
-                        .get(&self.parts.record.handler)
-                        .ok()
-                        .cloned();
-                    teardown::kill_orphan(&self.node, handler.as_ref(), &owned.view).await;
+                    tracing::error!(pod = %self.id, container = %id, error = %Chain(&error), "the shim is lost");
+                    teardown::kill_orphan(&self.node, self.handler().as_ref(), &view).await;
                     Exited::unseen(started_at_ns, "the pod's shim ended before the container")
                 }
             },
         };
-        tracing::info!(pod = %self.parts.id, container = %id, exit_code = exited.exit_code, reason = exited.reason,
+        tracing::info!(pod = %self.id, container = %id, exit_code = exited.exit_code, reason = exited.reason,
             "container ended");
-        set_exited(&self.node, owned, exited);
+        self.set_exited(id, exited).await;
         // Now, because what comes next may remove it.
         self.publish();
     }
 
     /// Clears what a container of a lost shim has left with the OCI runtime.
     async fn end_orphan(&self, id: &ContainerId) -> Result<()> {
-        let Some(owned) = self.parts.containers.get(id) else {
+        let Some(view) = self.container(id) else {
             return Ok(());
         };
-        if owned.record.boot_id != self.node.boot_id || !owned.view.state.was_started() {
+        let of_this_boot = {
+            let held = self.held();
+            let owned = held.parts.containers.get(id);
+            owned.is_some_and(|owned| owned.record.boot_id == self.node.boot_id)
+        };
+        if !of_this_boot || !view.state.was_started() {
             return Ok(());
         }
-        let handler = self.node.handlers.get(&self.parts.record.handler).ok();
-        teardown::end_orphan(&self.node, handler, &owned.view).await
+        teardown::end_orphan(&self.node, self.handler().as_ref(), &view).await
     }
 
-    pub(super) async fn remove_container(&mut self, id: &ContainerId) -> Result<()> {
-        let Some(owned) = self.parts.containers.get(id) else {
+    pub(super) async fn remove_container(&self, id: &ContainerId) -> Result<()> {
+        let Some(view) = self.container(id) else {
             return Ok(());
         };
-        if let ContainerState::Running { .. } = owned.view.state {
+        if let ContainerState::Running { .. } = view.state {
             self.end_container(id).await?;
         }
-        if let Some(shim) = &self.parts.shim {
+        if let Some(shim) = self.shim() {
             let failed = |source| Error::Runtime {
                 action: "delete",
                 id: id.to_string(),
                 source: Box::new(source),
             };
-            forget(shim, id).await.map_err(failed)?;
+            forget(&shim, id).await.map_err(failed)?;
         } else {
             self.end_orphan(id).await?;
         }
-        let Some(owned) = self.parts.containers.get_mut(id) else {
+        going_down(
+            self.record_container(id, |record| record.phase = ContainerPhase::Removing)
+                .await,
+        )?;
+        container::unmake(&self.node, id).await?;
+        self.held().parts.containers.remove(id);
+        Ok(())
+    }
+
+    fn set_state(&self, id: &ContainerId, state: ContainerState) {
+        if let Some(owned) = self.held().parts.containers.get_mut(id) {
+            change_view(owned, |view| view.state = state);
+        }
+    }
+
+    async fn set_exited(&self, id: &ContainerId, exited: Exited) {
+        let state = ContainerState::Exited(exited);
+        let phase = ContainerPhase::from(&state);
+        self.set_state(id, state);
+        // The shim's note is on disk too: after a restart the end is found there.
+        if let Err(error) = self
+            .record_container(id, |record| record.phase = phase)
+            .await
+        {
+            tracing::warn!(container = %id, error = %Chain(&error), "the end is not recorded");
+        }
+    }
+
+    /// Changes a container's record, on disk and then in memory; after a failure it is as before.
+    pub(super) async fn record_container(
+        &self,
+        id: &ContainerId,
+        change: impl FnOnce(&mut ContainerRecord),
+    ) -> Result<()> {
+        let _turn = self.disk.lock().await;
+        let known = {
+            let held = self.held();
+            held.parts.containers.get(id).map(|o| o.record.clone())
+        };
+        let Some(mut record) = known else {
             return Ok(());
         };
-        going_down(set_phase(&self.node, owned, ContainerPhase::Removing))?;
-        container::unmake(&self.node, id).await?;
-        self.parts.containers.remove(id);
+        change(&mut record);
+        self.node.record_container(record.clone()).await?;
+        if let Some(owned) = self.held().parts.containers.get_mut(id) {
+            owned.record = record;
+        }
         Ok(())
     }
 }
 
+/// Replaces the view of a container by one with a change.
+pub(super) fn change_view(owned: &mut Owned, change: impl FnOnce(&mut ContainerView)) {
+    let mut view = ContainerView::clone(&owned.view);
+    change(&mut view);
+    owned.view = Arc::new(view);
+}
+
+/// The shim's note of an end, which has more than what it told.
+async fn exit_of(bundle: &std::path::Path, (code, at_ns): (i32, i64)) -> Exit {
+    exit_file(bundle).await.unwrap_or(Exit {
+        code,
+        at_ns,
+        oom_killed: false,
+    })
+}
+
 /// Lets go what was mounted for the start alone. A failure shows again when the container is removed.
-pub(super) fn release_mounts(view: &ContainerView) {
-    if let Err(error) = container::release_mounts(&view.bundle) {
+pub(super) async fn release_mounts(view: &ContainerView) {
+    let bundle = view.bundle.clone();
+    if let Err(error) = blocking(move || container::release_mounts(&bundle)).await {
         tracing::warn!(container = %view.id, error = %Chain(&error), "mounts for its start are left");
     }
 }
@@ -286,27 +336,4 @@ async fn forget(shim: &Shim, id: &ContainerId) -> Result<(), ShimError> {
         drop(tokio::time::timeout(KILL_PATIENCE, shim.wait(id.as_str(), "")).await);
     }
     shim.delete(id.as_str(), "").await
-}
-
-fn set_state(owned: &mut Owned, state: ContainerState) {
-    let mut view = ContainerView::clone(&owned.view);
-    view.state = state;
-    owned.view = Arc::new(view);
-}
-
-fn set_phase(node: &Node, owned: &mut Owned, phase: ContainerPhase) -> Result<()> {
-    owned.record.phase = phase;
-    node.records
-        .put_container(&owned.record)
-        .map_err(|e| Error::node("record a container", e))
-}
-
-fn set_exited(node: &Node, owned: &mut Owned, exited: Exited) {
-    let state = ContainerState::Exited(exited);
-    let phase = ContainerPhase::from(&state);
-    set_state(owned, state);
-    // The shim's note is on disk too: after a restart the end is found there.
-    if let Err(error) = set_phase(node, owned, phase) {
-        tracing::warn!(container = %owned.view.id, error = %Chain(&error), "the end is not recorded");
-    }
 }

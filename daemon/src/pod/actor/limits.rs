@@ -4,31 +4,22 @@ use std::sync::Arc;
 
 use zcri_sys::cgroup::SavedLimits;
 
-use super::{Actor, Owned};
+use super::Actor;
+use super::containers::change_view;
 use crate::container::config::Resources;
 use crate::container::{self, ContainerState, ContainerView, spec};
 use crate::error::{Chain, Error, Result};
 use crate::id::ContainerId;
-use crate::node::Node;
+use crate::node::{Node, blocking};
 use crate::runtime::Shim;
 
 impl Actor {
     /// Changes the limits of a container. After a failure they are as they were (UpdateContainerResources in
     /// api.proto), in the kernel, in the record and in the specification.
-    pub(super) async fn update_container(
-        &mut self,
-        id: &ContainerId,
-        given: &Resources,
-    ) -> Result<()> {
+    pub(super) async fn update_container(&self, id: &ContainerId, given: &Resources) -> Result<()> {
         container::check_unified(&self.node, "linux.unified", given)?;
-        let shim = self.parts.shim.clone();
-        let owned = self
-            .parts
-            .containers
-            .get_mut(id)
-            .ok_or_else(|| Error::no_container(id))?;
-        let old = owned.view.resources.clone();
-        let merged = spec::merge_resources(&old, given);
+        let view = self.container(id).ok_or_else(|| Error::no_container(id))?;
+        let merged = spec::merge_resources(&view.resources, given);
         if merged.swap_is_below_memory() {
             return Err(Error::Invalid {
                 field: "linux.memory_swap_limit_in_bytes",
@@ -36,55 +27,90 @@ impl Actor {
                 reason: "would be less than memory_limit_in_bytes, which it includes".into(),
             });
         }
-        match owned.view.state {
-            ContainerState::Exited(_) => return Err(owned.view.refuse("update")),
-            _ if !self.node.platform.has_limits() => record(&self.node, owned, &merged)?,
-            ContainerState::Running { .. } => {
-                let shim = shim.ok_or_else(|| owned.view.refuse("update"))?;
-                let keys = given.unified.keys().map(String::as_str);
-                let before = self.node.cgroups.limits(&owned.view.cgroup, keys);
-                let changed = spec::changed_resources(&merged, given);
-                let done = match change_running(&self.node, &shim, id, &changed).await {
-                    Ok(()) => record(&self.node, owned, &merged),
-                    Err(error) => Err(error),
-                };
-                done.inspect_err(|_| put_back(id, &before))?;
-            }
-            ContainerState::Created => {
-                container::rewrite_resources(&self.node, &owned.view, &merged)?;
-                let done = record(&self.node, owned, &merged);
-                if done.is_err()
-                    && let Err(error) = container::rewrite_resources(&self.node, &owned.view, &old)
-                {
-                    tracing::error!(container = %id, error = %Chain(&error), "the limits before a failed update are lost");
-                }
-                done?;
-            }
+        match view.state {
+            ContainerState::Exited(_) => return Err(view.refuse("update")),
+            _ if !self.node.platform.has_limits() => self.record_limits(id, &merged).await?,
+            ContainerState::Running { .. } => self.limit_running(&view, given, &merged).await?,
+            ContainerState::Created => self.limit_created(&view, &merged).await?,
         }
-        let mut view = ContainerView::clone(&owned.view);
-        view.resources = merged;
-        owned.view = Arc::new(view);
+        if let Some(owned) = self.held().parts.containers.get_mut(id) {
+            change_view(owned, |view| view.resources = merged);
+        }
         Ok(())
+    }
+
+    /// In the kernel and in the record.
+    async fn limit_running(
+        &self,
+        view: &Arc<ContainerView>,
+        given: &Resources,
+        merged: &Resources,
+    ) -> Result<()> {
+        let shim = self.shim().ok_or_else(|| view.refuse("update"))?;
+        let (node, group) = (self.node.clone(), view.cgroup.clone());
+        let files: Vec<String> = given.unified.keys().cloned().collect();
+        let before = blocking(move || {
+            let files = files.iter().map(String::as_str);
+            Ok(node.cgroups.limits(&group, files))
+        })
+        .await?;
+        let changed = spec::changed_resources(merged, given);
+        let done = match change_running(&self.node, &shim, &view.id, &changed).await {
+            Ok(()) => self.record_limits(&view.id, merged).await,
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            let id = view.id.clone();
+            blocking(move || {
+                put_back(&id, &before);
+                Ok(())
+            })
+            .await?;
+        }
+        done
+    }
+
+    /// In the specification and in the record.
+    async fn limit_created(&self, view: &Arc<ContainerView>, merged: &Resources) -> Result<()> {
+        self.rewrite(view, merged.clone()).await?;
+        let done = self.record_limits(&view.id, merged).await;
+        if done.is_err()
+            && let Err(error) = self.rewrite(view, view.resources.clone()).await
+        {
+            tracing::error!(container = %view.id, error = %Chain(&error), "the limits before a failed update are lost");
+        }
+        done
+    }
+
+    async fn rewrite(&self, view: &Arc<ContainerView>, resources: Resources) -> Result<()> {
+        let (node, view) = (self.node.clone(), view.clone());
+        blocking(move || container::rewrite_resources(&node, &view, &resources)).await
+    }
+
+    async fn record_limits(&self, id: &ContainerId, resources: &Resources) -> Result<()> {
+        let new = (self.node.wire.encode_resources)(resources);
+        self.record_container(id, |record| record.resources = new)
+            .await
     }
 
     /// Notes what a pod costs. The pod's control group is its maker's, the kubelet, which has written the limits there
     /// itself, with rules of its own (no quota for exclusive CPUs): to write them again would undo those.
-    pub(super) fn update_pod(
-        &mut self,
+    pub(super) async fn update_pod(
+        &self,
         overhead: Option<Resources>,
         resources: Option<Resources>,
     ) -> Result<()> {
-        let mut config = self.parts.config.as_ref().clone();
+        let (mut config, wire) = {
+            let held = self.held();
+            let config = held.parts.config.as_ref().clone();
+            (config, held.parts.record.config.clone())
+        };
         config.overhead = overhead.or(config.overhead);
         config.resources = resources.or(config.resources);
         let given = (config.overhead.as_ref(), config.resources.as_ref());
-        let wire = (self.node.wire.with_pod_resources)(&self.parts.record.config, given)?;
-        let before = std::mem::replace(&mut self.parts.record.config, wire);
-        if let Err(error) = self.node.records.put_pod(&self.parts.record) {
-            self.parts.record.config = before;
-            return Err(Error::node("record a pod", error));
-        }
-        self.parts.config = Arc::new(config);
+        let wire = (self.node.wire.with_pod_resources)(&wire, given)?;
+        self.record(|record| record.config = wire).await?;
+        self.held().parts.config = Arc::new(config);
         Ok(())
     }
 }
@@ -102,16 +128,6 @@ async fn change_running(
         action: "update",
         id: id.to_string(),
         source: Box::new(source),
-    })
-}
-
-/// Records other limits; on failure the record in memory is as before.
-fn record(node: &Node, owned: &mut Owned, resources: &Resources) -> Result<()> {
-    let new = (node.wire.encode_resources)(resources);
-    let before = std::mem::replace(&mut owned.record.resources, new);
-    node.records.put_container(&owned.record).map_err(|error| {
-        owned.record.resources = before;
-        Error::node("record a container", error)
     })
 }
 

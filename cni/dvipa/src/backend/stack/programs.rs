@@ -2,7 +2,7 @@
 //!
 //! | call of the pod | becomes |
 //! |---|---|
-//! | bind to 0.0.0.0 or `::` | bind to the VIPA |
+//! | bind to 0.0.0.0 or `::` | bind to the VIPA; after IPV6_V6ONLY, to that of IPv6 |
 //! | bind to the VIPA | itself |
 //! | bind to 127.0.0.0/8 or `::1` | itself where loopback is shared, else EADDRNOTAVAIL |
 //! | bind to anything else | EADDRNOTAVAIL |
@@ -19,7 +19,10 @@
 //!
 //! Source: Linux, `struct bpf_sock_addr` and `struct bpf_sock` in `linux/bpf.h`; `net/core/filter.c`.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    os::fd::RawFd,
+};
 
 use zcri_sys::bpf::{
     Hook,
@@ -45,7 +48,7 @@ pub(super) struct Rules {
 }
 
 /// Where programs run, and their names: how they are known again.
-pub(super) const HOOKS: [(Hook, &str); 8] = [
+pub(super) const HOOKS: [(Hook, &str); 9] = [
     (Hook::Bind4, "dvipa_bind4"),
     (Hook::Bind6, "dvipa_bind6"),
     (Hook::Connect4, "dvipa_connect4"),
@@ -54,13 +57,16 @@ pub(super) const HOOKS: [(Hook, &str); 8] = [
     (Hook::Sendmsg6, "dvipa_sendmsg6"),
     (Hook::Ingress, "dvipa_ingress"),
     (Hook::Egress, "dvipa_egress"),
+    (Hook::Setsockopt, "dvipa_sockopt"),
 ];
 
-/// The program for a hook.
-pub(super) fn program(rules: &Rules, hook: Hook) -> Option<Vec<Instruction>> {
+/// The program for a hook. `v6_only` is the storage in which the programs of a group remember IPV6_V6ONLY, which the
+/// kernel does not tell them.
+pub(super) fn program(rules: &Rules, hook: Hook, v6_only: RawFd) -> Option<Vec<Instruction>> {
     match hook {
         Hook::Bind4 => bind4(rules),
-        Hook::Bind6 => bind6(rules),
+        Hook::Bind6 => bind6(rules, v6_only),
+        Hook::Setsockopt => setsockopt(rules, v6_only),
         Hook::Connect4 => connect4(rules),
         Hook::Connect6 => connect6(rules),
         Hook::Sendmsg4 => sendmsg4(rules),
@@ -198,7 +204,7 @@ fn bind4(rules: &Rules) -> Program {
     p
 }
 
-fn bind6(rules: &Rules) -> Program {
+fn bind6(rules: &Rules, v6_only: RawFd) -> Program {
     let mut p = Program::new();
     p.copy(R6, R1);
     load_words(&mut p, R6, USER_IP6);
@@ -226,13 +232,73 @@ fn bind6(rules: &Rules) -> Program {
         store_words(&mut p, USER_IP6, mapped(v4));
         p.jump("allow");
     }
-    p.label("any");
+    p.label("any")
+        .load_map(R1, v6_only)
+        .load64(R2, R6, SOCKET)
+        .set(R3, 0)
+        .set(R4, 0)
+        .call(Helper::SkStorageGet)
+        .jump_if_clear(R0, "both families")
+        .load32(R2, R0, 0)
+        .jump_if_equal(R2, 0, "both families");
+    if let Some(v6) = rules.v6 {
+        store_words(&mut p, USER_IP6, v6);
+        p.jump("allow");
+    } else {
+        p.jump("foreign");
+    }
+    p.label("both families");
     match rules.wildcard() {
         Some(ip) => store_words(&mut p, USER_IP6, ip),
         None => {
             p.jump("foreign");
         }
     }
+    endings(&mut p);
+    p
+}
+
+/// Takes note of IPV6_V6ONLY, for [`bind6`].
+fn setsockopt(rules: &Rules, v6_only: RawFd) -> Program {
+    // struct bpf_sockopt
+    const SOCKET: i16 = 0;
+    const VALUE: i16 = 8;
+    const VALUE_END: i16 = 16;
+    const LEVEL: i16 = 24;
+    const NAME: i16 = 28;
+    const LENGTH: i16 = 32;
+    const IPPROTO_IPV6: u32 = 41;
+    const IPV6_V6ONLY: u32 = 26;
+    const CREATE: i32 = 1;
+    let mut p = Program::new();
+    p.copy(R6, R1);
+    // Of no use but to make this another program when the rules, and with them the storage, are others.
+    for word in words(rules.v6.unwrap_or(Ipv6Addr::UNSPECIFIED)) {
+        p.set(R7, word.cast_signed());
+    }
+    p.set(
+        R7,
+        word(rules.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets()).cast_signed(),
+    );
+    p.load32(R8, R6, LEVEL)
+        .load32(R9, R6, NAME)
+        .load64(R2, R6, VALUE)
+        .load64(R3, R6, VALUE_END);
+    // The kernel goes on with the caller's value, of any length, instead of its copy.
+    p.store32(R6, LENGTH, 0)
+        .jump_unless_equal(R8, IPPROTO_IPV6, "allow")
+        .jump_unless_equal(R9, IPV6_V6ONLY, "allow")
+        .copy(R4, R2)
+        .add(R4, 4)
+        .jump_if_greater(R4, R3, "allow")
+        .load32(R7, R2, 0)
+        .load64(R2, R6, SOCKET)
+        .load_map(R1, v6_only)
+        .set(R3, 0)
+        .set(R4, CREATE)
+        .call(Helper::SkStorageGet)
+        .jump_if_clear(R0, "allow")
+        .store_reg32(R0, 0, R7);
     endings(&mut p);
     p
 }
@@ -488,8 +554,10 @@ mod tests {
                         loopback,
                         wildcard_v6,
                     };
+                    let v6_only = zcri_sys::bpf::SocketStorage::new().unwrap();
                     for (hook, name) in HOOKS {
-                        let code = program(&rules, hook).expect("every jump has its label");
+                        let code = program(&rules, hook, v6_only.descriptor())
+                            .expect("every jump has its label");
                         let loaded = zcri_sys::bpf::Program::load(hook, name, &code);
                         let loaded = loaded.unwrap_or_else(|e| {
                             panic!("{rules:?} {hook:?}: {e}: {:?}", e.io());

@@ -107,6 +107,9 @@ fn user_namespaces_bring_their_mappings() {
             .contains("gid=5")
     );
     assert_eq!(case.mount("/sys")["type"], "sysfs");
+    case.namespaces.on_stack = true;
+    assert_eq!(case.mount("/sys")["type"], "bind");
+    case.namespaces.on_stack = false;
     case.pod.namespaces.network = PodScope::Node;
     assert_eq!(case.mount("/sys")["type"], "bind");
     let small = IdMapping { length: 5, ..range };

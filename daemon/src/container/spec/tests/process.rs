@@ -94,6 +94,46 @@ fn no_rlimits_and_an_oom_score_that_the_node_allows() {
 }
 
 #[test]
+fn limits_of_the_node_are_in_the_specification_each_by_its_name() {
+    const NAMES: [&str; 16] = [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+    let limits: Vec<zcri_config::Rlimit> = NAMES
+        .iter()
+        .map(|name| format!("{name}=5:unlimited").parse().unwrap())
+        .collect();
+    let mut spec = Case::new().build().unwrap();
+    set_rlimits(&mut spec, &limits);
+    let json = serde_json::to_value(&spec).unwrap();
+    let found = json["process"]["rlimits"].as_array().unwrap();
+    assert_eq!(found.len(), NAMES.len());
+    for (name, limit) in NAMES.iter().zip(found) {
+        assert_eq!(limit["type"], format!("RLIMIT_{}", name.to_uppercase()));
+        assert_eq!(
+            (&limit["soft"], &limit["hard"]),
+            (&5.into(), &u64::MAX.into())
+        );
+    }
+    set_rlimits(&mut spec, &[]);
+    assert_eq!(serde_json::to_value(&spec).unwrap(), json, "nothing said");
+}
+
+#[test]
 fn exec_keeps_all_but_command_and_terminal() {
     let spec = Case::new().build().unwrap();
     let first = spec.process().as_ref().unwrap();
