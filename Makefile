@@ -10,7 +10,7 @@ BENCH_PACKAGES := $(PACKAGES) containerd
 # Tests touch the kernel's namespaces, mounts and interfaces: more at a time than CPUs only queue.
 TEST_ARGS ?=
 
-.PHONY: all setup build demo demo-lpar test fuzz bench zos-stub big-endian ci verify-units fmt fmt-check lint doc deny clean
+.PHONY: all setup build binaries demo demo-lpar test fuzz bench zos-stub big-endian ci verify-units fmt fmt-check lint doc deny clean
 
 all: build
 
@@ -30,10 +30,12 @@ demo: setup build
 demo-lpar: setup build
 	$(RELEASE)/lpar-demo
 
-# The binaries first: the integration tests start them.
-test: setup
+# What the integration tests start.
+binaries:
 	$(CARGO) build --workspace --bins
 	$(CARGO) rustc -q -p zcri-demo-payload --target-dir $(TARGET)/static -- -C target-feature=+crt-static
+
+test: setup binaries
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	    set -x; $(CARGO) nextest run --workspace --no-fail-fast $(TEST_ARGS); \
 	else \
@@ -60,12 +62,12 @@ zos-stub:
 
 # Unit tests of what reads and writes bytes, and a program in a container, on a big-endian machine: s390x by QEMU. Says
 # what is missing where it cannot be done.
-big-endian:
+big-endian: setup binaries
 	@CARGO=$(CARGO) TARGET=$(TARGET) integration/big-endian.sh
 
-# Exactly what the CI runs.
+# Exactly what the CI runs. The tests come last: whoever looks at the end wants to see theirs.
 ci: FUZZ_SECONDS = 3
-ci: fmt-check lint zos-stub doc deny verify-units fuzz test big-endian
+ci: fmt-check lint zos-stub doc deny verify-units fuzz big-endian test
 
 fmt:
 	$(CARGO) fmt --all

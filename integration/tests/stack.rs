@@ -74,7 +74,7 @@ async fn a_pod_is_on_the_nodes_stack_and_in_the_group_that_its_plugin_knows() ->
     );
     let group = unified_group(groups)?;
     assert!(group.starts_with(cgroup), "{group} is not below {cgroup}");
-    let shims = std::fs::read_to_string(dir.join("shim/cgroup.procs"))?;
+    let shims = std::fs::read_to_string(dir.join(format!("shim-{}/cgroup.procs", pod.id)))?;
     assert_eq!(shims.lines().count(), 1, "{shims:?}");
 
     node.cri().remove_pod(&pod.id).await?;
