@@ -121,7 +121,11 @@ async fn change_running(
     id: &ContainerId,
     changed: &Resources,
 ) -> Result<()> {
-    let limits = spec::linux_resources(changed, &node.facts);
+    let mut limits = spec::linux_resources(changed, &node.facts);
+    if let Some(memory) = limits.memory_mut() {
+        // Version 1 of control groups refuses less than is in use; version 2 kills what uses it.
+        memory.set_check_before_update(Some(true));
+    }
     let json = serde_json::to_vec(&limits).map_err(|e| Error::node("encode resources", e))?;
     let updated = shim.update(id.as_str(), json).await;
     updated.map_err(|source| Error::Runtime {
