@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     config::{Config, Confine},
-    error::{Error, Result},
+    error::{Error, Failures, Result},
     log::Log,
     ranges::{Family, Ranges},
     request::Pod,
@@ -152,6 +152,7 @@ impl Stack {
 
     fn deactivate(&mut self, index: u32, ips: &[IpAddr], log: &Log) -> Result<()> {
         let ours = self.ours(index)?;
+        let mut failures = Failures::default();
         for ip in ips.iter().filter(|ip| ours.contains(ip)) {
             let remove = address(index, *ip).remove();
             match self.host.send_one("remove an address", remove) {
@@ -159,11 +160,19 @@ impl Stack {
                 Err(e) if errno(&e) == Some(EADDRNOTAVAIL) => {}
                 Err(e) => {
                     let what = format!("cannot remove {ip} from {}", self.interface);
-                    return Err(Error::system(what)(e));
+                    failures.note::<()>(Err(Error::system(what)(e)));
                 }
             }
         }
-        Ok(())
+        failures.end()
+    }
+
+    /// Without the interface there are no addresses on it.
+    fn deactivate_any(&mut self, ips: &[IpAddr], log: &Log) -> Result<()> {
+        match find_link(&mut self.host, &self.interface)? {
+            Some(link) => self.deactivate(link.index, ips, log),
+            None => Ok(()),
+        }
     }
 }
 
@@ -237,14 +246,12 @@ impl Backend for Stack {
     }
 
     fn detach(&mut self, remains: &Remains<'_>, log: &Log) -> Result<()> {
-        // Without the interface there are no addresses on it.
-        if let Some(link) = find_link(&mut self.host, &self.interface)? {
-            self.deactivate(link.index, remains.addresses, log)?;
+        let mut failures = Failures::default();
+        failures.note(self.deactivate_any(remains.addresses, log));
+        if let Some((owned, programs)) = self.left(remains) {
+            failures.note(cgroup::leave(&owned, &programs, log));
         }
-        match self.left(remains) {
-            Some((owned, programs)) => cgroup::leave(&owned, &programs, log),
-            None => Ok(()),
-        }
+        failures.end()
     }
 
     fn check(&mut self, attachment: &Attachment<'_>) -> Result<()> {

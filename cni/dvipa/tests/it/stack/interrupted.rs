@@ -1,0 +1,155 @@
+//! What is killed, stopped, refused or crowded in the midst of it.
+
+use std::{
+    fs,
+    path::Path,
+    process::Child,
+};
+
+use serde_json::{Value, json};
+
+use super::{Host, Program};
+use crate::lab::{Said, ips};
+
+/// Runs an operation under strace.
+fn traced(host: &Host, options: &[&str], verb: &str, config: &Value) -> Child {
+    let words: Vec<&str> = ["strace", "-f"]
+        .into_iter()
+        .chain(options.iter().copied())
+        .collect();
+    let command = host.lab.command(&words, verb, "p", Path::new("host"));
+    host.lab.start(command, config)
+}
+
+fn said(child: Child) -> Said {
+    child.wait_with_output().unwrap().into()
+}
+
+/// Which bpf(2) of an ADD change what is attached to the group.
+fn changes(host: &Host, config: &Value) -> Vec<usize> {
+    let file = host.lab.dir.path().join("trace");
+    let options = ["-e", "trace=bpf", "-o", file.to_str().unwrap()];
+    said(traced(host, &options, "ADD", config)).ok();
+    let text = fs::read_to_string(file).unwrap();
+    let calls = text.lines().filter(|line| line.contains("bpf(BPF_"));
+    let numbered = (1..).zip(calls);
+    let changing =
+        |line: &str| line.contains("BPF_PROG_ATTACH") || line.contains("BPF_PROG_DETACH");
+    numbered
+        .filter(|(_, line)| changing(line))
+        .map(|(i, _)| i)
+        .collect()
+}
+
+fn killed(host: &Host, config: &Value, call: usize) {
+    let inject = format!("inject=bpf:signal=SIGKILL:when={call}");
+    let said = said(traced(
+        host,
+        &["-o", "/dev/null", "-e", &inject],
+        "ADD",
+        config,
+    ));
+    assert!(!said.success, "it has no call {call}");
+}
+
+/// bind and setsockopt of an IPv6 socket share a storage.
+fn assert_whole(host: &Host, when: &str) {
+    let result = host.run("ADD", "p").ok();
+    let mut program = Program::start(&host.lab, Some(&host.dir("p")));
+    let (v4, v6) = (ips(&result)[0], ips(&result)[1]);
+    assert_eq!(
+        program.tell("v6only [::]:80"),
+        format!("ok [{v6}]:80"),
+        "{when}"
+    );
+    assert_eq!(
+        program.tell("bind tcp 0.0.0.0:80"),
+        format!("ok {v4}:80"),
+        "{when}"
+    );
+    program.end();
+    host.run("DEL", "p").ok();
+    assert!(!host.dir("p").exists(), "{when}");
+}
+
+#[test]
+fn what_a_killed_add_attached_is_not_mixed_with_the_programs_of_the_next() {
+    let host = Host::dual();
+    let config = host.config("p");
+    let first = changes(&host, &config);
+    assert_eq!(first.len(), 9, "one of each program");
+    host.run("DEL", "p").ok();
+    for call in &first {
+        killed(&host, &config, *call);
+        assert_whole(&host, &format!("killed at {call}"));
+    }
+    // The next one is killed, too, as it attaches its own or detaches what the first one left.
+    let half = first[first.len() / 2];
+    killed(&host, &config, half);
+    let second = changes(&host, &config);
+    assert_eq!(second.len(), 9 + first.len() / 2);
+    host.run("DEL", "p").ok();
+    for call in &second {
+        killed(&host, &config, half);
+        killed(&host, &config, *call);
+        assert_whole(&host, &format!("killed at {half}, then at {call}"));
+    }
+}
+
+#[test]
+fn a_whole_set_of_programs_stays() {
+    let host = Host::dual();
+    let config = host.config("p");
+    assert_eq!(changes(&host, &config).len(), 9);
+    assert_eq!(changes(&host, &config), Vec::<usize>::new());
+    host.run("DEL", "p").ok();
+    host.lab.assert_clean("after DEL");
+}
+
+/// It looks for the interface, lists addresses, and removes that of IPv4, then that of IPv6.
+#[test]
+fn a_del_goes_on_after_an_error() {
+    let host = Host::dual();
+    let result = host.run("ADD", "p").ok();
+    let inject = ["-o", "/dev/null", "-e", "inject=sendto:error=EPERM:when=3"];
+    let (code, text) = said(traced(&host, &inject, "DEL", &host.config("p"))).err();
+    assert_eq!(
+        (code, text.contains("cannot remove 192.0.2.249")),
+        (103, true),
+        "{text}"
+    );
+    assert_eq!(host.lab.active(), [ips(&result)[0]].into());
+    assert!(!host.dir("p").exists(), "the control group is left");
+    assert_eq!(
+        host.lab.leases().len(),
+        2,
+        "the leases are what is left to do"
+    );
+    host.run("DEL", "p").ok();
+    host.lab.assert_clean("after another DEL");
+}
+
+#[test]
+fn a_hundred_pods_that_go_at_once_leave_no_address() {
+    let mut host = Host::new(&["192.0.2.0/24", "2001:db8::/120"]);
+    host.lab.set("confine", json!("off"));
+    let config = host.lab.config.clone();
+    let all = |verb| {
+        let names: Vec<String> = (0..100).map(|i| format!("p{i}")).collect();
+        let start = |id: &String| {
+            let command = host.lab.command(&[], verb, id, Path::new("host"));
+            host.lab.start(command, &config)
+        };
+        let children: Vec<Child> = names.iter().map(start).collect();
+        for child in children {
+            said(child).ok();
+        }
+    };
+    all("ADD");
+    assert_eq!(
+        (host.lab.leases().len(), host.lab.active()),
+        (200, host.lab.leases())
+    );
+    all("DEL");
+    host.lab.assert_clean("after DEL");
+}
