@@ -1,11 +1,14 @@
 //! What is killed, stopped, refused or crowded in the midst of it.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::Path,
     process::Child,
+    time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{Host, Program};
@@ -23,6 +26,15 @@ fn traced(host: &Host, options: &[&str], verb: &str, config: &Value) -> Child {
 
 fn said(child: Child) -> Said {
     child.wait_with_output().unwrap().into()
+}
+
+/// Waits until `what` holds, and says what did not.
+fn eventually(name: &str, what: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !what() {
+        assert!(Instant::now() < end, "never: {name}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Which bpf(2) of an ADD change what is attached to the group.
@@ -152,4 +164,66 @@ fn a_hundred_pods_that_go_at_once_leave_no_address() {
     );
     all("DEL");
     host.lab.assert_clean("after DEL");
+}
+
+/// After a reboot: the runtime has an old pod deleted, whose address a new one is getting.
+#[test]
+fn a_late_del_takes_no_address_that_a_new_pod_is_getting() {
+    let mut host = Host::new(&["192.0.2.248/29"]);
+    host.lab.set("confine", json!("off"));
+    let result = host.run("ADD", "p").ok();
+    let wanted: BTreeSet<_> = ips(&result).into_iter().collect();
+    fs::remove_dir_all(host.lab.data()).unwrap();
+    let netlink = &mut host.lab.host.netlink();
+    for address in host
+        .lab
+        .host
+        .addresses()
+        .iter()
+        .filter(|a| a.protocol == 122)
+    {
+        netlink.send_one("remove", address.remove()).unwrap();
+    }
+    // It stops as it looks at the interface: by then it has seen that nobody has the address.
+    let mut config = host.lab.config.clone();
+    config["prevResult"] = result;
+    let file = host.lab.dir.path().join("trace");
+    let inject = [
+        "-o",
+        file.to_str().unwrap(),
+        "-e",
+        "inject=sendto:signal=SIGSTOP:when=1",
+    ];
+    let del = traced(&host, &inject, "DEL", &config);
+    let stopped = || {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let line = text
+            .lines()
+            .find(|line| line.contains("--- stopped by SIGSTOP"));
+        line.and_then(|line| line.split_whitespace().next()?.parse::<i32>().ok())
+    };
+    eventually("DEL stops", || stopped().is_some());
+    let add = host.lab.command(&[], "ADD", "new", Path::new("host"));
+    let add = host.lab.start(add, &host.lab.config);
+    let pid = add.id().to_string();
+    // Either it has to wait for a lock, or it runs to its end.
+    eventually("ADD waits or ends", || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let waits = locks
+            .lines()
+            .any(|line| line.contains("->") && line.split_whitespace().any(|word| word == pid));
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        waits
+            || stat
+                .rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with('Z'))
+    });
+    kill_process(Pid::from_raw(stopped().unwrap()).unwrap(), Signal::CONT).unwrap();
+    said(del).ok();
+    said(add).ok();
+    assert_eq!(host.lab.leases(), wanted);
+    assert_eq!(host.lab.active(), wanted, "the new pod has lost it");
+    host.lab.gc(&[]).ok();
+    host.lab.assert_clean("after GC");
 }
