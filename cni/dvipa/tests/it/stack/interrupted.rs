@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::Ipv4Addr,
     path::Path,
     process::Child,
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use zcri_sys::netlink::{first_error, message::Message, route::Address};
 
 use super::{Host, Program};
 use crate::lab::{Said, ips};
@@ -35,6 +37,24 @@ fn eventually(name: &str, what: impl Fn() -> bool) {
         assert!(Instant::now() < end, "never: {name}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A DEL that has stopped after a request to the kernel, and its process id. The first request looks at the interface,
+/// the second lists addresses.
+fn stopped(host: &Host, config: &Value, request: usize) -> (Child, Pid) {
+    let file = host.lab.dir.path().join("stopped");
+    let inject = format!("inject=sendto:signal=SIGSTOP:when={request}");
+    let options = ["-o", file.to_str().unwrap(), "-e", &inject];
+    let del = traced(host, &options, "DEL", config);
+    let pid = || {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let line = text
+            .lines()
+            .find(|line| line.contains("--- stopped by SIGSTOP"));
+        line.and_then(|line| Pid::from_raw(line.split_whitespace().next()?.parse().ok()?))
+    };
+    eventually("DEL stops", || pid().is_some());
+    (del, pid().unwrap())
 }
 
 /// Which bpf(2) of an ADD change what is attached to the group.
@@ -166,6 +186,36 @@ fn a_hundred_pods_that_go_at_once_leave_no_address() {
     host.lab.assert_clean("after DEL");
 }
 
+/// The kernel has listed some by then, and all of them are gone when it goes on: its place is behind the end of the list.
+#[test]
+fn an_address_is_removed_however_its_listing_is_disturbed() {
+    let mut host = Host::new(&["192.0.2.248/29"]);
+    host.lab.set("confine", json!("off"));
+    let index = host.lab.host.link("lo").unwrap().index;
+    let other = |i: u16| Address {
+        index,
+        ip: Ipv4Addr::from(0x0a62_0000 + u32::from(i)).into(),
+        prefix: 32,
+        protocol: 0,
+        deprecated: false,
+    };
+    let others: Vec<Address> = (1..=1000).map(other).collect();
+    let netlink = &mut host.lab.host.netlink();
+    let mut all = |change: fn(&Address) -> Message| {
+        for some in others.chunks(100) {
+            let answers = netlink.send_all(some.iter().map(change).collect());
+            first_error("change addresses", answers.unwrap()).unwrap();
+        }
+    };
+    all(Address::add);
+    host.run("ADD", "p").ok();
+    let (del, pid) = stopped(&host, &host.lab.config, 2);
+    all(Address::remove);
+    kill_process(pid, Signal::CONT).unwrap();
+    said(del).ok();
+    host.lab.assert_clean("after DEL");
+}
+
 /// After a reboot: the runtime has an old pod deleted, whose address a new one is getting.
 #[test]
 fn a_late_del_takes_no_address_that_a_new_pod_is_getting() {
@@ -184,25 +234,10 @@ fn a_late_del_takes_no_address_that_a_new_pod_is_getting() {
     {
         netlink.send_one("remove", address.remove()).unwrap();
     }
-    // It stops as it looks at the interface: by then it has seen that nobody has the address.
+    // By then it has seen that nobody has the address.
     let mut config = host.lab.config.clone();
     config["prevResult"] = result;
-    let file = host.lab.dir.path().join("trace");
-    let inject = [
-        "-o",
-        file.to_str().unwrap(),
-        "-e",
-        "inject=sendto:signal=SIGSTOP:when=1",
-    ];
-    let del = traced(&host, &inject, "DEL", &config);
-    let stopped = || {
-        let text = fs::read_to_string(&file).unwrap_or_default();
-        let line = text
-            .lines()
-            .find(|line| line.contains("--- stopped by SIGSTOP"));
-        line.and_then(|line| line.split_whitespace().next()?.parse::<i32>().ok())
-    };
-    eventually("DEL stops", || stopped().is_some());
+    let (del, del_pid) = stopped(&host, &config, 1);
     let add = host.lab.command(&[], "ADD", "new", Path::new("host"));
     let add = host.lab.start(add, &host.lab.config);
     let pid = add.id().to_string();
@@ -219,7 +254,7 @@ fn a_late_del_takes_no_address_that_a_new_pod_is_getting() {
                 .next()
                 .is_some_and(|rest| rest.starts_with('Z'))
     });
-    kill_process(Pid::from_raw(stopped().unwrap()).unwrap(), Signal::CONT).unwrap();
+    kill_process(del_pid, Signal::CONT).unwrap();
     said(del).ok();
     said(add).ok();
     assert_eq!(host.lab.leases(), wanted);
