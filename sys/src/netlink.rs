@@ -21,6 +21,9 @@ use message::{Message, attributes, messages, text};
 const DATAGRAM: usize = 64 * 1024;
 /// Attribute of an answer: what was wrong, in words. Source: `linux/netlink.h`, `enum nlmsgerr_attrs`.
 const NLMSGERR_ATTR_MSG: u16 = 1;
+/// How often a listing is asked for that changed while the kernel gave it. Each takes less than a millisecond: a list
+/// that changes in the midst of so many of them in a row changes without a pause.
+const LISTINGS: usize = 100;
 
 /// A socket to one of the kernel's netlink families.
 #[derive(Debug)]
@@ -114,8 +117,10 @@ impl Socket {
         first_error(op, self.send_all(vec![request])?)
     }
 
-    /// A batch of which the family makes all or nothing; `requests` are between its first and last message, and
-    /// those that the kernel complains about have their answer in the result.
+    /// A batch of which the family makes all or nothing: `requests` between its first and last message.
+    ///
+    /// # Errors
+    /// It could not be sent, or the first complaint of the kernel about one of them: nothing is made then.
     pub(crate) fn batch(
         &mut self,
         begin: Message,
@@ -164,34 +169,68 @@ impl Socket {
         }
     }
 
-    /// One request, and everything that the kernel has to say to it, through `each`.
+    /// One request, and everything that the kernel has to say to it, through `each`. A listing that the kernel says was
+    /// interrupted, because the list changed meanwhile, may lack what was there all the time: it is asked for again.
+    ///
+    /// The kernel takes an address off its list before it counts the change, without a lock against listings (seen on
+    /// Linux 6.18): now and then the last part of a long listing lacks one, and nothing says so. Whoever must not miss
+    /// one looks in another way, too.
     ///
     /// # Errors
-    /// It could not be sent, or the kernel refused it.
+    /// It could not be sent, the kernel refused it, or a listing was interrupted each time. Nothing went to `each` then.
     pub fn ask(
+        &mut self,
+        op: &'static str,
+        request: Message,
+        each: impl FnMut(message::Received<'_>),
+    ) -> Result<()> {
+        self.ask_in_parts(op, request, each, || {})
+    }
+
+    /// As [`Socket::ask`], with something to be done after each part.
+    fn ask_in_parts(
         &mut self,
         op: &'static str,
         mut request: Message,
         mut each: impl FnMut(message::Received<'_>),
+        mut between: impl FnMut(),
     ) -> Result<()> {
-        self.sequence += 1;
-        let sequence = self.sequence;
         request.set_flags(flag(libc::NLM_F_REQUEST | libc::NLM_F_ACK));
-        let datagram = request.finish(sequence);
-        self.send(&datagram)?;
+        for _ in 0..LISTINGS {
+            self.sequence += 1;
+            let sequence = self.sequence;
+            self.send(&request.clone().finish(sequence))?;
+            let reply = self.reply(op, sequence, &mut between)?;
+            if !reply.interrupted {
+                let all = reply.datagrams.iter().flat_map(|bytes| messages(bytes));
+                all.filter(|m| m.sequence == sequence && answer(*m).is_none())
+                    .for_each(&mut each);
+                return Ok(());
+            }
+        }
+        let source = io::Error::new(
+            io::ErrorKind::Interrupted,
+            format!("it changed while it was listed, {LISTINGS} times"),
+        );
+        Err(Error::Call { op, source })
+    }
+
+    /// All of the reply to a request.
+    fn reply(&self, op: &'static str, sequence: u32, between: &mut impl FnMut()) -> Result<Reply> {
+        let mut reply = Reply::default();
         let mut done = None;
         while done.is_none() {
-            self.receive(|received| {
-                if received.sequence == sequence {
-                    match answer(received) {
-                        Some(answer) => done = Some(answer),
-                        None => each(received),
-                    }
-                }
-                Ok(())
-            })?;
+            let datagram = self.datagram()?;
+            for received in messages(&datagram).filter(|m| m.sequence == sequence) {
+                let flags = i32::from(received.flags);
+                reply.interrupted |= flags & libc::NLM_F_DUMP_INTR != 0;
+                done = done.or_else(|| answer(received));
+            }
+            reply.datagrams.push(datagram);
+            between();
         }
         done.unwrap_or(Ok(()))
+            .map(|()| reply)
             .map_err(|source| Error::Call { op, source })
     }
 
@@ -206,16 +245,30 @@ impl Socket {
     }
 
     fn receive(&self, mut each: impl FnMut(message::Received<'_>) -> Result<()>) -> Result<()> {
+        messages(&self.datagram()?).try_for_each(&mut each)
+    }
+
+    fn datagram(&self) -> Result<Vec<u8>> {
         let mut buffer = vec![0; DATAGRAM];
-        let length = loop {
+        loop {
             match rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty()) {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(Error::call("receive from netlink", e)),
-                Ok((_, length)) => break length,
+                Ok((_, length)) => {
+                    buffer.truncate(length);
+                    return Ok(buffer);
+                }
             }
-        };
-        messages(&buffer[..length.min(DATAGRAM)]).try_for_each(&mut each)
+        }
     }
+}
+
+/// What the kernel said to one request.
+#[derive(Default)]
+struct Reply {
+    datagrams: Vec<Vec<u8>>,
+    /// The list changed while the kernel gave it. Source: Linux, `nl_dump_check_consistent`.
+    interrupted: bool,
 }
 
 /// The first thing that was refused.
@@ -291,4 +344,73 @@ fn enable(socket: &OwnedFd, option: libc::c_int) {
 /// Flags of `nlmsghdr` are of 16 bits, and the headers have them as int.
 fn flag(flags: libc::c_int) -> u16 {
     u16::try_from(flags).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::IpAddr;
+
+    use super::route::{Address, dump_addresses};
+    use super::*;
+    use crate::namespace::{self, PodNamespaces};
+    use crate::netns::NetNs;
+
+    /// The index of `lo`.
+    const LO: u32 = 1;
+
+    fn address(second: u8, number: u16) -> Address {
+        let [third, fourth] = number.to_be_bytes();
+        Address {
+            index: LO,
+            ip: IpAddr::from([10, second, third, fourth]),
+            prefix: 32,
+            protocol: 122,
+            deprecated: false,
+        }
+    }
+
+    /// When some are removed that were given already, those behind them move up, and the kernel goes on behind those
+    /// that took the places of the next.
+    #[test]
+    fn a_listing_has_all_that_stays_while_others_go() {
+        let path = std::env::temp_dir().join(format!("zcri-netlink-{}", std::process::id()));
+        let wanted = PodNamespaces {
+            net: Some(path.clone()),
+            ..PodNamespaces::default()
+        };
+        namespace::create(&wanted).expect("this test needs root");
+        let ns = NetNs::open(&path).unwrap();
+        let (mut lister, mut changer) = ns
+            .within(|| (Socket::route().unwrap(), Socket::route().unwrap()))
+            .unwrap();
+        // One part is given with the request, the next one as the first is read: there are more.
+        let go: Vec<_> = (1..=50).map(|i| address(1, i)).collect();
+        let stay: Vec<_> = (1..=2000).map(|i| address(2, i)).collect();
+        for some in go.chunks(100).chain(stay.chunks(100)) {
+            let add = some.iter().map(Address::add).collect();
+            first_error("add", changer.send_all(add).unwrap()).unwrap();
+        }
+        let (mut seen, mut parts) = (BTreeSet::new(), 0);
+        let asked = lister.ask_in_parts(
+            "list",
+            dump_addresses(),
+            |m| seen.extend(Address::parse(m).map(|a| a.ip)),
+            || {
+                parts += 1;
+                if parts == 1 {
+                    for some in &go {
+                        changer.send_one("remove", some.remove()).unwrap();
+                    }
+                }
+            },
+        );
+        namespace::unpin(&path).unwrap();
+        asked.unwrap();
+        let gone = |a: &&Address| seen.contains(&a.ip);
+        let lacks = |a: &&Address| !seen.contains(&a.ip);
+        assert_eq!(stay.iter().find(lacks), None);
+        assert_eq!(go.iter().find(gone), None);
+        assert!(parts > 4, "{parts}");
+    }
 }

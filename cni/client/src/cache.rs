@@ -128,6 +128,10 @@ impl Cache {
         Self { dir: dir.into() }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Writes a new record; false when there is one of that name.
     pub(crate) async fn create(&self, record: &Record) -> Result<bool, CacheError> {
         let path = self.path(&record.key());

@@ -15,6 +15,7 @@ use crate::{
     conf::{Network, PluginConf},
     error::{Command, Failure, PluginError},
     exec::{self, Invocation},
+    leftover,
     result::AddResult,
     turn::Turns,
 };
@@ -37,7 +38,7 @@ pub(crate) struct Runner {
     environment: Vec<(&'static str, OsString)>,
     timeout: Duration,
     pub(crate) cache: Cache,
-    /// ADD and DEL share it, GC has it alone. Source: SPEC.md section 3, "Lifecycle & Ordering".
+    /// ADD, DEL and CHECK share it, GC has it alone. Source: SPEC.md section 3, "Lifecycle & Ordering".
     pub(crate) gate: RwLock<()>,
     /// Operations on one pod do not overlap.
     pub(crate) turns: Turns,
@@ -120,6 +121,7 @@ impl Runner {
             ("CNI_COMMAND", OsString::from(command.as_str())),
             ("CNI_PATH", self.cni_path.clone()),
             ("PATH", self.path.clone()),
+            (leftover::OWNER, self.cache.dir().into()),
         ];
         env.extend(self.environment.iter().cloned());
         env.extend_from_slice(parameters);

@@ -1,7 +1,6 @@
 //! [`Cni`] and [`NetworkList`]: what the daemon calls.
 
 use std::{
-    collections::BTreeSet,
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
@@ -172,12 +171,15 @@ impl Cni {
     }
 
     /// Asks the plugins whether an attachment is as it was made. Says yes without asking when the configuration
-    /// disables CHECK, or is of a version that has none.
+    /// disables CHECK, or is of a version that has none. Waits for its turn when another operation on the same pod
+    /// runs.
     ///
     /// # Errors
     /// When it is not, or was never made.
     pub async fn check(&self, key: &AttachmentKey) -> Result<(), CheckError> {
         let not_attached = || CheckError::NotAttached { key: key.clone() };
+        let _shared = self.runner.gate.read().await;
+        let _turn = self.runner.turns.of(&key.container_id).await;
         let record = match self
             .runner
             .cache
@@ -215,21 +217,20 @@ impl Cni {
         }
     }
 
-    /// Kills the plugins that a runtime which died left running for attachments that are recorded here. To be
-    /// called before anything else is done about those attachments. Gives their process ids.
+    /// Kills the plugins that a runtime with this directory of records left running when it died, whatever they were
+    /// to do. To be called before anything else is done. Gives their process ids.
     ///
     /// # Errors
-    /// When the directory of records cannot be read.
+    /// When the processes cannot be listed.
     pub async fn end_leftovers(&self) -> Result<Vec<i32>, CacheError> {
-        let keys = self.attachments().await?;
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let ids: BTreeSet<String> = keys.into_iter().map(|key| key.container_id).collect();
-        // The records were readable: a reader of /proc that panics has ended nothing.
-        Ok(spawn_blocking(move || leftover::end(&ids))
-            .await
-            .unwrap_or_default())
+        let runner = Arc::clone(&self.runner);
+        let ended = spawn_blocking(move || leftover::end(runner.cache.dir().as_os_str())).await;
+        ended
+            .unwrap_or_else(|panicked| Err(std::io::Error::other(panicked)))
+            .map_err(|source| CacheError::Io {
+                path: leftover::PROCESSES.into(),
+                source,
+            })
     }
 
     /// All attachments that are recorded, those that were begun or not wholly undone too.

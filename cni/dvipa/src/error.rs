@@ -127,7 +127,7 @@ pub enum Error {
         /// Whether pods that are attached suffer too.
         limited: bool,
     },
-    /// GC could not free everything; the rest was freed.
+    /// DEL or GC could not free everything; the rest was freed.
     #[error("{}", failures.join("; "))]
     Several {
         /// At least one.
@@ -189,6 +189,29 @@ impl Error {
             op,
             path,
             source: source.into(),
+        }
+    }
+}
+
+/// What went wrong in a clean-up, which goes on after it.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(Vec<Error>);
+
+impl Failures {
+    /// Keeps the error, if it is one.
+    pub(crate) fn note<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.0.push(error)).ok()
+    }
+
+    /// # Errors
+    /// When there were any: the only one as it is, or all of them.
+    pub(crate) fn end(mut self) -> Result<()> {
+        match self.0.len() {
+            0 => Ok(()),
+            1 => self.0.pop().map_or(Ok(()), Err),
+            _ => Err(Error::Several {
+                failures: self.0.iter().map(Error::chain).collect(),
+            }),
         }
     }
 }

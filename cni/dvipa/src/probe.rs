@@ -2,8 +2,9 @@
 //!
 //! SIOCSVIPA takes an address over that is active on another stack of the sysplex, and nobody is asked (see
 //! docs/networking.md). So the question is asked before: a stack that has the address accepts a connection or refuses
-//! it, and from an address that nobody has there is no answer. Where packets are filtered that may be wrong: one that drops
-//! them hides an address, one that resets connections makes all look active. Ranges must not overlap all the same.
+//! it, and from an address that nobody has there is no answer. Where packets are filtered that may be wrong: a filter
+//! that drops them hides an address, one that resets connections makes all look active. Ranges must not overlap all
+//! the same.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};

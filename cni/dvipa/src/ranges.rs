@@ -500,7 +500,8 @@ mod tests {
             let Ok(ranges) = ranges(&[&format!("{net}/{length}")], &[&hole.to_string()]) else {
                 return Ok(());
             };
-            let last: IpAddr = std::net::Ipv4Addr::from(u32::from(net) | (u32::from(last) & (u32::MAX >> length))).into();
+            let host = u32::from(last) & (u32::MAX >> length);
+            let last: IpAddr = std::net::Ipv4Addr::from(u32::from(net) | host).into();
             let all: Vec<_> = ranges.after(Family::V4, Some(last)).collect();
             prop_assert_eq!(all.len() as u128, ranges.size(Family::V4));
             let distinct: std::collections::BTreeSet<_> = all.iter().collect();

@@ -13,8 +13,8 @@
 //! A lease **is** its owner's file: a hard link to it. link(2) fails when the name is there, on every file system that
 //! nodes share, so that an address has one owner; and what is linked was written whole before, so that a lease is never
 //! half written. Which addresses an owner has is which leases are the same inode. So everything that can be found
-//! after a crash is found from the owner's file, whose name follows from the attachment: its content is for people,
-//! and nothing depends on it.
+//! after a crash is found from the owner's file, whose name follows from the attachment. Its content is for people, but
+//! for the control group that the backend `stack` made: DEL knows from it which directories to remove.
 //!
 //! - The owner's file is locked (flock) by whoever works on the attachment: two ADDs of one pod come one after the
 //!   other, and the second finds the first one's addresses. Locks end with their process.
@@ -337,7 +337,7 @@ impl Store {
             .collect())
     }
 
-    /// Frees what earlier boots of this node had; says which addresses.
+    /// Frees what earlier boots of this node had; says which addresses. What a DEL works on is left to it.
     ///
     /// # Errors
     /// A directory cannot be read or a file not be removed.
@@ -350,19 +350,52 @@ impl Store {
         let mut stale = names(&self.node_dir())?;
         stale.retain(|boot| *boot != self.boot);
         let mut freed = Vec::new();
+        if stale.is_empty() {
+            return Ok(freed);
+        }
+        let mut leases: BTreeMap<Ino, Vec<IpAddr>> = BTreeMap::new();
+        for (ip, ino) in self.leases()? {
+            leases.entry(ino).or_default().push(ip);
+        }
         for boot in stale {
             let dir = self.node_dir().join(boot);
-            let mut gone = BTreeSet::new();
+            let mut empty = true;
             for stack in names(&dir)? {
-                gone.extend(inodes(&dir.join(stack))?);
+                empty &= self.free_place(&dir.join(stack), &leases, &mut freed)?;
             }
-            for (ip, _) in self.leases()?.into_iter().filter(|l| gone.contains(&l.1)) {
-                remove(&self.leases.join(ip.to_string()))?;
-                freed.push(ip);
+            if empty {
+                fs::remove_dir_all(&dir).map_err(Error::store("remove", &dir))?;
             }
-            fs::remove_dir_all(&dir).map_err(Error::store("remove", &dir))?;
         }
+        freed.sort();
         Ok(freed)
+    }
+
+    /// Frees what nobody works on; whether that is all.
+    fn free_place(
+        &self,
+        place: &Path,
+        leases: &BTreeMap<Ino, Vec<IpAddr>>,
+        freed: &mut Vec<IpAddr>,
+    ) -> Result<bool> {
+        let mut all = true;
+        for name in names(place)? {
+            let Some(key) = Key::from_file_name(&name) else {
+                continue;
+            };
+            let path = place.join(name);
+            let claim = open_claim(&key, &path, FlockOperation::NonBlockingLockExclusive)?;
+            let Some(claim) = claim else {
+                all &= !path.exists();
+                continue;
+            };
+            for ip in leases.get(&claim.ino).into_iter().flatten() {
+                remove(&self.leases.join(ip.to_string()))?;
+                freed.push(*ip);
+            }
+            remove(&claim.path)?;
+        }
+        Ok(all)
     }
 
     /// Leases without an owner's file on this or any other node: damaged, copied, or made by someone else. With
@@ -401,8 +434,11 @@ impl Store {
         Ok(names(&self.owners)?.iter().any(|name| *name != self.node))
     }
 
-    /// Held while this node changes leases. Ends when it is dropped.
-    fn lock(&self) -> Result<File> {
+    /// Held while this node changes leases. Ends when it is dropped. Whoever works on an attachment claims it first.
+    ///
+    /// # Errors
+    /// The file cannot be made or locked.
+    pub fn lock(&self) -> Result<File> {
         let path = self.node_dir().join(".lock");
         let file = OpenOptions::new()
             .write(true)

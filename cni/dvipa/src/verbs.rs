@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     backend::{self, Attached, Attachment, Backend, Remains},
     config::Config,
-    error::{Error, Result},
+    error::{Error, Failures, Result},
     log::Log,
     probe,
     ranges::Family,
@@ -228,7 +228,8 @@ pub fn del(input: &Input, pod: &Pod, log: &Log) -> Result<()> {
         return detach(&store, &claim, &mut *backend, log);
     }
     // Its lease got lost, or it never had one: what is active of it by name, or by the result of its ADD, goes too,
-    // unless it is somebody else's by now.
+    // unless it is somebody else's by now. It becomes nobody's before it is gone: a lease waits for the lock.
+    let lock = store.lock()?;
     let mut addresses = backend::result_addresses(input.prev_result.as_ref());
     addresses.retain(|ip| config.ranges.allows(*ip).is_ok() && !store.is_leased(*ip));
     let owner = claim.owner();
@@ -238,6 +239,7 @@ pub fn del(input: &Input, pod: &Pod, log: &Log) -> Result<()> {
         owner: owner.as_ref(),
     };
     backend.detach(&remains, log)?;
+    drop(lock);
     store.release(&claim)?;
     log.line("has no lease");
     Ok(())
@@ -308,7 +310,8 @@ pub fn status(input: &Input, log: &Log) -> Result<()> {
     }
     for ip in store.orphans(|_| false).map_err(wrapped)? {
         log.line(format_args!(
-            "the lease of {ip} is damaged or nobody's: the address is not given out before GC or an administrator removes it"
+            "the lease of {ip} is damaged or nobody's: the address is not given out before GC or an administrator \
+             removes it"
         ));
     }
     let used = store.used().map_err(wrapped)?;
@@ -342,29 +345,31 @@ pub fn gc(input: &Input, log: &Log) -> Result<()> {
     let config = &input.config;
     let mut backend = backend::open(config)?;
     let store = store(config)?;
-    let mut keep: BTreeSet<Key> = input
+    let keep: BTreeSet<Key> = input
         .valid
         .iter()
         .map(|one| Key::new(&config.network, &one.container, &one.ifname))
         .collect();
-    let mut failures = Vec::new();
-    store.free_stale()?;
+    let mut failures = Failures::default();
+    failures.note(store.free_stale());
     for claim in store.invalid(&config.network, &keep)? {
-        if let Err(error) = detach(&store, &claim, &mut *backend, log) {
-            failures.push(error.chain());
-        }
+        failures.note(detach(&store, &claim, &mut *backend, log));
     }
+    failures.note(sweep(&store, keep, &mut *backend, log));
+    failures.note(free_orphans(&store, &mut *backend, log));
+    failures.end()
+}
+
+/// What lost its lease. No address gets one meanwhile, and nothing is made without one: what is nobody's now stays so.
+fn sweep(
+    store: &Store,
+    mut keep: BTreeSet<Key>,
+    backend: &mut dyn Backend,
+    log: &Log,
+) -> Result<()> {
+    let _lock = store.lock()?;
     keep.extend(store.keys()?);
-    let leased = |ip: IpAddr| store.is_leased(ip);
-    if let Err(error) = backend.sweep(&keep, &leased, log) {
-        failures.push(error.chain());
-    }
-    free_orphans(&store, &mut *backend, log)?;
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Several { failures })
-    }
+    backend.sweep(&keep, &|ip| store.is_leased(ip), log)
 }
 
 /// Leases that are damaged or nobody's. On a store that several nodes share only an administrator can know.

@@ -89,7 +89,11 @@ async fn plugins_run_in_order_and_get_what_the_specification_says() {
         .map(String::as_str)
         .filter(|name| !name.starts_with("CNI_"))
         .collect::<Vec<_>>();
-    assert_eq!(names, ["PATH"], "nothing of the daemon's environment leaks");
+    assert_eq!(
+        names,
+        ["PATH", "ZCRI_CNI"],
+        "nothing of the daemon's environment leaks"
+    );
 }
 
 #[tokio::test]

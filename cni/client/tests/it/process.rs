@@ -1,14 +1,15 @@
 //! Plugins as processes: deadlines, leftovers, streams.
 
 use std::{
+    collections::BTreeMap,
     fs,
     time::{Duration, Instant},
 };
 
 use serde_json::json;
-use zcri_cni::{AddError, Attachment, DelError, Failure};
+use zcri_cni::{AddError, CheckError, DelError, Failure};
 
-use crate::scripted::{Node, RESULT, attachment, eventually, is_gone};
+use crate::scripted::{Node, RESULT, attachment, eventually, is_gone, key};
 
 /// Leaves its process id and hangs, with a child that hangs as well.
 const HANGS: &str = "echo about to hang >&2; sleep 1000 & echo $! > $log.pid; sleep 1000";
@@ -162,34 +163,65 @@ async fn many_pods_at_once_keep_their_own() {
     assert!(node.records().is_empty());
 }
 
-/// What a runtime leaves behind that was killed while a plugin ran.
+/// What a runtime leaves behind that was killed while a plugin ran. A GC is for no container, and runs when none is
+/// attached, too.
 #[tokio::test]
 async fn plugins_of_a_runtime_that_died_are_ended() {
     let node = Node::new();
     node.plugin("a", RESULT);
-    // Other tests run plugins for other pods meanwhile.
-    let id = format!("pod-of-{}", std::process::id());
-    let own = Attachment {
-        container_id: id.clone(),
-        ..attachment()
-    };
-    node.network(&["a"]).add(&own).await.unwrap();
-    let plugin = |id: &str| {
+    node.network_of("1.1.0", &["a"]).gc().await.unwrap();
+    let given = node.env("a.GC");
+    let plugin = |given: &BTreeMap<String, String>| {
         std::process::Command::new("/bin/sleep")
             .arg("1000")
             .env_clear()
-            .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", id)])
+            .envs(given)
             .spawn()
             .unwrap()
     };
-    let (mut ours, mut foreign) = (plugin(&id), plugin("not-of-this-runtime"));
-    let ended = node.cni.end_leftovers().await.unwrap();
-    assert_eq!(ended, [i32::try_from(ours.id()).unwrap()]);
-    assert!(!ours.wait().unwrap().success());
-    assert!(foreign.try_wait().unwrap().is_none(), "it is not ours");
-    foreign.kill().unwrap();
-    foreign.wait().unwrap();
+    // Other tests run plugins for other runtimes meanwhile.
+    let other = Node::new();
+    other.plugin("a", RESULT);
+    other.network_of("1.1.0", &["a"]).gc().await.unwrap();
+    let (mut ours, mut foreign) = (plugin(&given), plugin(&other.env("a.GC")));
+    let no_plugin = given.iter().filter(|(name, _)| *name != "CNI_COMMAND");
+    let mut descendant = plugin(&no_plugin.map(|(k, v)| (k.clone(), v.clone())).collect());
+    let ended = node.cni.end_leftovers().await;
+    let lives = [&mut foreign, &mut descendant].map(|one| {
+        let lives = one.try_wait().unwrap().is_none();
+        one.kill().unwrap();
+        one.wait().unwrap();
+        lives
+    });
+    let pid = i32::try_from(ours.id()).unwrap();
+    ours.kill().unwrap();
+    ours.wait().unwrap();
+    assert_eq!(ended.unwrap(), [pid]);
+    assert_eq!(lives, [true, true], "they are not ours");
     assert!(node.cni.end_leftovers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_check_waits_for_the_pods_turn() {
+    let node = Node::new();
+    let wait =
+        "[ $CNI_COMMAND = DEL ] && { : > $log.began; until [ -e $log.go ]; do sleep 0.01; done; }";
+    node.plugin("a", &format!("{wait}; {RESULT}"));
+    node.network(&["a"]).add(&attachment()).await.unwrap();
+    let cni = node.cni.clone();
+    let deleting = tokio::spawn(async move { cni.delete("pod1").await });
+    let began = node.path("log/a.DEL.began");
+    eventually("DEL runs", || began.exists()).await;
+    let of_pod = key();
+    let mut check = std::pin::pin!(node.cni.check(&of_pod));
+    // The plugin would answer at once.
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut check).await;
+    fs::write(node.path("log/a.DEL.go"), "").unwrap();
+    deleting.await.unwrap().unwrap();
+    assert!(early.is_err(), "{early:?}");
+    let after = check.await.unwrap_err();
+    assert!(matches!(after, CheckError::NotAttached { .. }), "{after}");
+    assert_eq!(node.calls(), ["a ADD", "a DEL"]);
 }
 
 #[tokio::test]

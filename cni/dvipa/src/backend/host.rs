@@ -10,6 +10,7 @@ use zcri_sys::netlink::{
 use crate::error::{Error, Result};
 
 // Kernel error numbers. Source: `asm-generic/errno.h`.
+pub(super) const ENOENT: i32 = 2;
 pub(super) const ENODEV: i32 = 19;
 pub(super) const EEXIST: i32 = 17;
 pub(super) const EADDRNOTAVAIL: i32 = 99;

@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     config::{BackendConfig, Config},
-    error::{Error, Result},
+    error::{Error, Failures, Result},
     log::Log,
     store::Key,
 };
@@ -50,6 +50,8 @@ const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
 const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
 /// Before the digits of an attachment; with ten of them a name has the 15 characters that the kernel takes.
 const PREFIX: &str = "dvipa";
+/// Bytes of a note on an interface. Source: Linux, `IFALIASZ` with the NUL.
+const MAX_ALIAS: usize = 255;
 
 pub(super) struct Netns {
     host: Socket,
@@ -189,7 +191,7 @@ impl Netns {
     fn alias(&self, attachment: &Attachment<'_>) -> String {
         let pod = attachment.pod;
         let mut alias = format!("{}{} {}", self.alias_start(), pod.container, pod.ifname);
-        alias.truncate(255);
+        alias.truncate(alias.floor_char_boundary(MAX_ALIAS));
         alias
     }
 
@@ -313,15 +315,16 @@ impl Backend for Netns {
     }
 
     fn detach(&mut self, remains: &Remains<'_>, log: &Log) -> Result<()> {
-        let masquerade = self.masquerade.as_ref();
-        let socket = masquerade
-            .map(|masquerade| masquerade.remove(remains.addresses))
-            .transpose()?;
+        let mut failures = Failures::default();
+        let socket = match &self.masquerade {
+            Some(masquerade) => masquerade.remove(remains.addresses, &mut failures),
+            None => None,
+        };
         let link = link_name(remains.key);
-        if self.remove_link(&link, socket.as_ref())? {
+        if failures.note(self.remove_link(&link, socket.as_ref())) == Some(true) {
             log.line(format_args!("removed {link}"));
         }
-        Ok(())
+        failures.end()
     }
 
     fn check(&mut self, attachment: &Attachment<'_>) -> Result<()> {
@@ -381,15 +384,16 @@ impl Backend for Netns {
                 lost.extend(link.map(|link| link.name));
             })
             .map_err(Error::system("list interfaces"))?;
+        let mut failures = Failures::default();
         for link in lost {
-            if self.remove_link(&link, None)? {
+            if failures.note(self.remove_link(&link, None)) == Some(true) {
                 log.line(format_args!("removed {link}, which no lease was for"));
             }
         }
-        match &self.masquerade {
-            Some(masquerade) => masquerade.sweep(leased),
-            None => Ok(()),
+        if let Some(masquerade) = &self.masquerade {
+            failures.note(masquerade.sweep(leased));
         }
+        failures.end()
     }
 }
 

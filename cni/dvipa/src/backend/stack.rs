@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     config::{Config, Confine},
-    error::{Error, Result},
+    error::{Error, Failures, Result},
     log::Log,
     ranges::{Family, Ranges},
     request::Pod,
@@ -37,6 +37,10 @@ use crate::{
 };
 use cgroup::Group;
 use programs::{HOOKS, Rules};
+
+/// How often an address is looked for that the routing tables have and a listing lacks. What so many of them lack is no
+/// address, but somebody's route.
+const LISTINGS: usize = 20;
 
 pub(super) struct Stack {
     host: Socket,
@@ -119,15 +123,33 @@ impl Stack {
         Some((owned, programs))
     }
 
-    /// The addresses that this plugin made on the interface.
-    fn ours(&mut self, index: u32) -> Result<Vec<IpAddr>> {
+    /// The addresses that this plugin made on the interface. Of `wanted` it has each one that is there: a listing may
+    /// lack some while others are removed, so that one that the routing tables have is looked for again.
+    fn ours(&mut self, index: u32, wanted: &[IpAddr]) -> Result<Vec<IpAddr>> {
         let mut ours = Vec::new();
-        self.host
-            .ask("list addresses", route::dump_addresses(), |m| {
-                let address = Address::parse(m).filter(|a| a.index == index && a.protocol == OWNER);
-                ours.extend(address.map(|address| address.ip));
-            })
-            .map_err(Error::system("list the host's addresses"))?;
+        for _ in 0..LISTINGS {
+            let mut all = BTreeSet::new();
+            ours.clear();
+            self.host
+                .ask("list addresses", route::dump_addresses(), |m| {
+                    let Some(address) = Address::parse(m) else {
+                        return;
+                    };
+                    all.insert(address.ip);
+                    if address.index == index && address.protocol == OWNER {
+                        ours.push(address.ip);
+                    }
+                })
+                .map_err(Error::system("list the host's addresses"))?;
+            let mut lacking = false;
+            for ip in wanted.iter().filter(|ip| !all.contains(ip)) {
+                let entry = host::matched(&mut self.host, *ip)?;
+                lacking |= entry.is_some_and(|e| e.local && e.prefix == full_prefix(*ip));
+            }
+            if !lacking {
+                break;
+            }
+        }
         Ok(ours)
     }
 
@@ -137,7 +159,7 @@ impl Stack {
             Ok(()) => Ok(()),
             // An earlier ADD of this attachment made it, or somebody else did since it was looked for.
             Err(e) if errno(&e) == Some(EEXIST) => {
-                if self.ours(index)?.contains(&ip) {
+                if self.ours(index, &[ip])?.contains(&ip) {
                     return Ok(());
                 }
                 let reason = format!("{} has it already", self.interface);
@@ -151,7 +173,8 @@ impl Stack {
     }
 
     fn deactivate(&mut self, index: u32, ips: &[IpAddr], log: &Log) -> Result<()> {
-        let ours = self.ours(index)?;
+        let ours = self.ours(index, ips)?;
+        let mut failures = Failures::default();
         for ip in ips.iter().filter(|ip| ours.contains(ip)) {
             let remove = address(index, *ip).remove();
             match self.host.send_one("remove an address", remove) {
@@ -159,11 +182,19 @@ impl Stack {
                 Err(e) if errno(&e) == Some(EADDRNOTAVAIL) => {}
                 Err(e) => {
                     let what = format!("cannot remove {ip} from {}", self.interface);
-                    return Err(Error::system(what)(e));
+                    failures.note::<()>(Err(Error::system(what)(e)));
                 }
             }
         }
-        Ok(())
+        failures.end()
+    }
+
+    /// Without the interface there are no addresses on it.
+    fn deactivate_any(&mut self, ips: &[IpAddr], log: &Log) -> Result<()> {
+        match find_link(&mut self.host, &self.interface)? {
+            Some(link) => self.deactivate(link.index, ips, log),
+            None => Ok(()),
+        }
     }
 }
 
@@ -237,19 +268,17 @@ impl Backend for Stack {
     }
 
     fn detach(&mut self, remains: &Remains<'_>, log: &Log) -> Result<()> {
-        // Without the interface there are no addresses on it.
-        if let Some(link) = find_link(&mut self.host, &self.interface)? {
-            self.deactivate(link.index, remains.addresses, log)?;
+        let mut failures = Failures::default();
+        failures.note(self.deactivate_any(remains.addresses, log));
+        if let Some((owned, programs)) = self.left(remains) {
+            failures.note(cgroup::leave(&owned, &programs, log));
         }
-        match self.left(remains) {
-            Some((owned, programs)) => cgroup::leave(&owned, &programs, log),
-            None => Ok(()),
-        }
+        failures.end()
     }
 
     fn check(&mut self, attachment: &Attachment<'_>) -> Result<()> {
         let index = self.index()?;
-        let ours = self.ours(index)?;
+        let ours = self.ours(index, attachment.addresses)?;
         if let Some(ip) = attachment.addresses.iter().find(|ip| !ours.contains(ip)) {
             let what = format!("{} has not {ip}", self.interface);
             return Err(Error::Changed { what });
@@ -291,7 +320,7 @@ impl Backend for Stack {
         let Some(link) = find_link(&mut self.host, &self.interface)? else {
             return Ok(());
         };
-        let mut lost = self.ours(link.index)?;
+        let mut lost = self.ours(link.index, &[])?;
         lost.retain(|ip| self.ranges.allows(*ip).is_ok() && !leased(*ip));
         self.deactivate(link.index, &lost, log)
     }

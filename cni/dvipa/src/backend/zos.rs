@@ -11,13 +11,13 @@ use zcri_sys::vipa::{self, Action, Answer, Layout};
 use super::{Attached, Attachment, Backend, Remains};
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Failures, Result},
     log::Log,
     store::Key,
 };
 
-/// The stack that sockets of a process use, where a system has several. Source: IBM, z/OS UNIX System Services Planning,
-/// "_BPXK_SETIBMOPT_TRANSPORT".
+/// The stack that sockets of a process use, where a system has several. Source: IBM, z/OS UNIX System Services
+/// Planning, "_BPXK_SETIBMOPT_TRANSPORT".
 const AFFINITY: &str = "_BPXK_SETIBMOPT_TRANSPORT";
 
 pub(super) struct Zos {
@@ -98,15 +98,17 @@ impl Backend for Zos {
 
     fn detach(&mut self, remains: &Remains<'_>, log: &Log) -> Result<()> {
         let ours = |ip: &&IpAddr| self.added.as_ref().is_none_or(|added| added.contains(*ip));
+        let mut failures = Failures::default();
         for ip in remains.addresses.iter().filter(ours) {
-            if self.request(Action::Delete, *ip)? == Answer::Done {
+            if failures.note(self.request(Action::Delete, *ip)) == Some(Answer::Done) {
                 log.line(format_args!("deleted VIPA {ip}"));
             }
         }
-        Ok(())
+        failures.end()
     }
 
-    /// Defining an address that is there changes nothing, and says that it is there.
+    /// There is no way to ask but to define an address: one that is there stays as it is, and the answer says so. One
+    /// that was missing is there again by that, and the fault is reported all the same: its connections are lost.
     fn check(&mut self, attachment: &Attachment<'_>) -> Result<()> {
         for ip in attachment.addresses {
             if self.request(Action::Define, *ip)? != Answer::AlreadyActive {

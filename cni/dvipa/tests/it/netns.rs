@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Value, json};
 use zcri_sys::netlink::route::{self, VethEnd};
 
-use crate::lab::{Lab, Ns, ips};
+use crate::lab::{Lab, Ns, Said, ips};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -394,4 +394,42 @@ fn a_pod_of_one_family_has_nothing_of_the_other() {
         lab.del("p", &pod).ok();
         lab.assert_clean("after DEL");
     }
+}
+
+#[test]
+fn a_name_of_more_than_ascii_is_cut_between_letters() {
+    let mut lab = Lab::new();
+    // "dvipa " is of even length, and a note has at most 255 bytes.
+    lab.set("name", json!("ä".repeat(150)));
+    let pod = lab.pod("pod");
+    lab.add("p", &pod).ok();
+    let pair = lab.pairs().pop().unwrap();
+    let alias = lab.host.link(&pair).unwrap().alias.unwrap();
+    assert_eq!(alias, format!("dvipa {}", "ä".repeat(124)));
+    lab.del("p", &pod).ok();
+    lab.assert_clean("after DEL");
+}
+
+/// The packet filter is asked first: for the address of IPv4, then for that of IPv6.
+#[test]
+fn a_del_goes_on_after_an_error() {
+    let mut lab = Lab::new();
+    lab.set("ipMasq", json!(true));
+    let pod = lab.pod("pod");
+    let result = lab.add("p", &pod).ok();
+    let trace = [
+        "strace",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=sendto:error=EPERM:when=1",
+    ];
+    let child = lab.start(lab.command(&trace, "DEL", "p", &pod.path), &lab.config);
+    let (code, text) = Said::from(child.wait_with_output().unwrap()).err();
+    assert_eq!((code, text.contains("masquerading")), (103, true), "{text}");
+    assert_eq!(lab.masqueraded(), [ips(&result)[0]].into());
+    assert_eq!(lab.pairs(), Vec::<String>::new());
+    assert_eq!(lab.leases().len(), 2, "the leases are what is left to do");
+    lab.del("p", &pod).ok();
+    lab.assert_clean("after another DEL");
 }

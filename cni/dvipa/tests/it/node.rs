@@ -4,7 +4,7 @@ use std::{fs, net::IpAddr, path::Path};
 
 use serde_json::json;
 
-use crate::lab::{Lab, ips};
+use crate::lab::{Lab, ips, visible};
 
 /// As if all had been made in an earlier boot.
 fn reboot(lab: &Lab) {
@@ -40,6 +40,32 @@ fn leases_of_an_earlier_boot_are_freed() {
     assert_eq!(lab.leases().len(), 1);
     lab.del("c", &pods[2]).ok();
     lab.assert_clean("after DEL");
+}
+
+#[test]
+fn what_a_del_works_on_is_left_to_it() {
+    let mut lab = Lab::new();
+    lab.set("vipaRanges", json!(["192.0.2.248/30"]));
+    let pods = [lab.pod("a"), lab.pod("b"), lab.pod("c")];
+    lab.add("a", &pods[0]).ok();
+    reboot(&lab);
+    let stack = visible(&lab.boot_dir()).pop().unwrap();
+    let owner = fs::File::open(visible(&stack).pop().unwrap()).unwrap();
+    rustix::fs::flock(&owner, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert_eq!(
+        lab.add("b", &pods[1]).ok()["ips"][0]["address"],
+        "192.0.2.250/32"
+    );
+    assert!(lab.lease("192.0.2.249").exists(), "its lease was freed");
+    assert_eq!(lab.add("c", &pods[2]).err().0, 100);
+    drop(owner);
+    assert_eq!(
+        lab.add("c", &pods[2]).ok()["ips"][0]["address"],
+        "192.0.2.249/32"
+    );
+    assert!(!stack.exists(), "the earlier boot is left");
+    lab.gc(&[]).ok();
+    lab.assert_clean("after GC");
 }
 
 #[test]
@@ -88,7 +114,7 @@ fn nodes_that_share_a_directory_share_no_address() {
 /// Gives a node another boot than this machine's, as another machine would have.
 fn rename_boot(lab: &Lab, node: &str) {
     let dir = lab.data().join("owners").join(node);
-    let boot = crate::lab::visible(&dir).pop().unwrap();
+    let boot = visible(&dir).pop().unwrap();
     fs::rename(boot, dir.join("11111111-0000-4000-8000-000000000000")).unwrap();
 }
 

@@ -1,5 +1,7 @@
 //! Pods without a network namespace, confined by eBPF.
 
+mod interrupted;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},

@@ -7,12 +7,13 @@ use std::net::IpAddr;
 
 use sha2::{Digest as _, Sha256};
 use zcri_sys::netlink::{
-    self, Socket,
+    Socket,
     nft::{self, Names},
 };
 
 use crate::{
-    error::{Error, Result},
+    backend::host::{EEXIST, ENOENT, errno},
+    error::{Error, Failures, Result},
     ranges::Ranges,
 };
 
@@ -54,7 +55,9 @@ impl Masquerade {
             }
             // Left by an ADD of the same address before: perhaps with another chain.
             Err(e) if errno(&e) == Some(EEXIST) => {
-                self.remove(addresses)?;
+                let mut failures = Failures::default();
+                drop(self.remove(addresses, &mut failures));
+                failures.end()?;
                 nft::add_elements(&mut socket, self.names(), addresses).map_err(fail())
             }
             other => other.map_err(fail()),
@@ -62,17 +65,17 @@ impl Masquerade {
     }
 
     /// Gives the socket, whose closing is to be waited for: see [`zcri_sys::netlink::removal`].
-    pub(super) fn remove(&self, addresses: &[IpAddr]) -> Result<Socket> {
-        let fail = || Error::system("cannot end the masquerading of the pod");
-        let mut socket = Socket::netfilter().map_err(fail())?;
+    pub(super) fn remove(&self, addresses: &[IpAddr], failures: &mut Failures) -> Option<Socket> {
+        let fail = |e| Error::system("cannot end the masquerading of the pod")(e);
+        let mut socket = failures.note(Socket::netfilter().map_err(fail))?;
         // One by one: a transaction with one that is missing would remove none.
         for ip in addresses {
             match nft::del_elements(&mut socket, self.names(), &[*ip]) {
                 Err(e) if errno(&e) == Some(ENOENT) => {}
-                other => other.map_err(fail())?,
+                other => drop(failures.note(other.map_err(fail))),
             }
         }
-        Ok(socket)
+        Some(socket)
     }
 
     pub(super) fn check(&self, addresses: &[IpAddr]) -> Result<()> {
@@ -88,7 +91,9 @@ impl Masquerade {
     pub(super) fn sweep(&self, leased: &dyn Fn(IpAddr) -> bool) -> Result<()> {
         let mut lost = self.elements()?;
         lost.retain(|ip| !leased(*ip));
-        self.remove(&lost).map(drop)
+        let mut failures = Failures::default();
+        drop(self.remove(&lost, &mut failures));
+        failures.end()
     }
 
     fn elements(&self) -> Result<Vec<IpAddr>> {
@@ -96,11 +101,4 @@ impl Masquerade {
         let mut socket = Socket::netfilter().map_err(fail())?;
         nft::elements(&mut socket, TABLE).map_err(fail())
     }
-}
-
-const ENOENT: i32 = 2;
-const EEXIST: i32 = 17;
-
-fn errno(error: &zcri_sys::Error) -> Option<i32> {
-    error.io().and_then(netlink::errno)
 }

@@ -10,14 +10,17 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use zcri_sys::bpf::Program;
+use zcri_sys::bpf::{Hook, Program};
 
 use super::programs::HOOKS;
 use crate::{
-    error::{Error, Result},
+    error::{Error, Failures, Result},
     log::Log,
     store::OwnedCgroup,
 };
+
+/// Digest of a program's instructions.
+type Tag = [u8; 8];
 
 /// What is on the way to a group may be removed by others while it is made.
 const TRIES: usize = 10;
@@ -81,32 +84,33 @@ impl Group {
 
     /// Makes the group where it is missing, attaches the programs, then detaches those of an earlier ADD: it is
     /// confined all the time. The new ones are in the order of [`HOOKS`].
+    ///
+    /// Those of an earlier ADD stay if they are the same, and all there: they share a storage, which a digest of their
+    /// instructions does not cover, and programs of two ADDs have two. So nothing is added to what an ADD left that was
+    /// killed. That one left the first hooks, and so does a removal, which begins at the last hook; of any mixture the
+    /// first hook has more than one.
     pub(super) fn confine(&self, programs: &[Program]) -> Result<()> {
         let _lock = lock(&self.root)?;
         self.create()?;
         let dir = self.open()?;
         let fail = |e| Error::system(format!("cannot confine {}", self.dir.display()))(e);
+        let mut before = Vec::new();
+        let mut complete = true;
         for ((hook, name), program) in HOOKS.into_iter().zip(programs) {
-            let before = Program::attached(dir.as_fd(), hook).map_err(fail)?;
             let tag = program.info().map_err(fail)?.tag;
-            let mut there = false;
-            for old in before {
-                let info = old.info().map_err(fail)?;
-                if info.name != name {
-                    continue;
-                }
-                if info.tag == tag && !there {
-                    there = true;
-                    continue;
-                }
-                if !there {
-                    program.attach(dir.as_fd(), hook).map_err(fail)?;
-                    there = true;
-                }
-                old.detach(dir.as_fd(), hook).map_err(fail)?;
-            }
-            if !there {
-                program.attach(dir.as_fd(), hook).map_err(fail)?;
+            let old = ours(&dir, hook, name).map_err(fail)?;
+            complete &= matches!(&old[..], [(_, only)] if *only == tag);
+            before.push((hook, old));
+        }
+        if complete {
+            return Ok(());
+        }
+        for ((hook, _), program) in HOOKS.into_iter().zip(programs) {
+            program.attach(dir.as_fd(), hook).map_err(fail)?;
+        }
+        for (hook, old) in before.into_iter().rev() {
+            for (program, _) in old {
+                program.detach(dir.as_fd(), hook).map_err(fail)?;
             }
         }
         Ok(())
@@ -116,9 +120,7 @@ impl Group {
         let dir = self.open()?;
         for (hook, name) in HOOKS {
             let fail = |e| Error::system(format!("look at {}", self.dir.display()))(e);
-            let attached = Program::attached(dir.as_fd(), hook).map_err(fail)?;
-            let ours = |program: &Program| program.info().is_ok_and(|info| info.name == name);
-            if !attached.iter().any(ours) {
+            if ours(&dir, hook, name).map_err(fail)?.is_empty() {
                 let what = format!("{} is not confined: {name} is missing", self.dir.display());
                 return Err(Error::Changed { what });
             }
@@ -129,6 +131,18 @@ impl Group {
     fn open(&self) -> Result<File> {
         File::open(&self.dir).map_err(|e| unconfined("open", &self.dir, &e))
     }
+}
+
+/// The programs of this plugin on a hook of a group, with the digests of their instructions.
+fn ours(group: &File, hook: Hook, name: &str) -> zcri_sys::Result<Vec<(Program, Tag)>> {
+    let mut found = Vec::new();
+    for program in Program::attached(group.as_fd(), hook)? {
+        let info = program.info()?;
+        if info.name == name {
+            found.push((program, info.tag));
+        }
+    }
+    Ok(found)
 }
 
 fn unconfined(op: &str, dir: &Path, error: &io::Error) -> Error {
@@ -191,11 +205,9 @@ fn is_ours(group: &File, dir: &Path, ours: &[Program]) -> Result<bool> {
             Some(program) => Some(program.info().map_err(fail)?.tag),
             None => None,
         };
-        for program in Program::attached(group.as_fd(), hook).map_err(fail)? {
-            let info = program.info().map_err(fail)?;
-            if info.name == name && Some(info.tag) != tag {
-                return Ok(false);
-            }
+        let attached = self::ours(group, hook, name).map_err(fail)?;
+        if attached.iter().any(|(_, there)| Some(*there) != tag) {
+            return Ok(false);
         }
     }
     Ok(true)
@@ -207,19 +219,20 @@ fn is_populated(dir: &Path) -> bool {
         .is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
 }
 
+/// From the last hook to the first, see [`Group::confine`].
 fn release(dir: &Path) -> Result<()> {
     let Ok(file) = File::open(dir) else {
         return Ok(());
     };
-    for (hook, name) in HOOKS {
-        let fail = |e| Error::system(format!("release {}", dir.display()))(e);
-        for program in Program::attached(file.as_fd(), hook).map_err(fail)? {
-            if program.info().map_err(fail)?.name == name {
-                program.detach(file.as_fd(), hook).map_err(fail)?;
-            }
+    let fail = || Error::system(format!("release {}", dir.display()));
+    let mut failures = Failures::default();
+    for (hook, name) in HOOKS.into_iter().rev() {
+        let found = ours(&file, hook, name).map_err(fail());
+        for (program, _) in failures.note(found).unwrap_or_default() {
+            failures.note(program.detach(file.as_fd(), hook).map_err(fail()));
         }
     }
-    Ok(())
+    failures.end()
 }
 
 /// The path below the root of the hierarchy; none when it leads elsewhere, or is the root.

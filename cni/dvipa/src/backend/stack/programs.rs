@@ -32,7 +32,10 @@ use zcri_sys::bpf::{
     },
 };
 
-use crate::config::{Loopback, WildcardV6};
+use crate::{
+    backend::host::EADDRNOTAVAIL,
+    config::{Loopback, WildcardV6},
+};
 
 /// What a pod may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +90,6 @@ const SOCKET: i16 = 64;
 const BOUND_IP4: i16 = 24;
 const BOUND_IP6: i16 = 28;
 
-const EADDRNOTAVAIL: i32 = 99;
 const ENETUNREACH: i32 = 101;
 const ECONNREFUSED: i32 = 111;
 
@@ -403,27 +405,28 @@ fn connect6(rules: &Rules) -> Program {
         }
     }
     p.label("from v4");
-    source6(&mut p, rules.v4.map(mapped), "v4 bound");
+    source6(&mut p, rules.v4.map(mapped), "not bound to v4");
     p.label("to v6");
-    source6(&mut p, rules.v6, "v6 bound");
+    source6(&mut p, rules.v6, "not bound to v6");
     endings(&mut p);
     p
 }
 
-/// Lets the socket of connect6 have this source, or none in a family that the pod has not.
-fn source6(p: &mut Program, source: Option<Ipv6Addr>, bound: &'static str) {
+/// Lets the socket of connect6 have this source, or none in a family that the pod has not. Goes on at `not_bound`, a
+/// label of its own, for a socket that has another one.
+fn source6(p: &mut Program, source: Option<Ipv6Addr>, not_bound: &'static str) {
     let Some(ip) = source else {
         p.jump("unreachable");
         return;
     };
-    let (unbound, other) = if bound == "v4 bound" {
+    let (unbound, other) = if not_bound == "not bound to v4" {
         ("v4 unbound", "v4 other")
     } else {
         ("v6 unbound", "v6 other")
     };
     p.load64(R7, R6, SOCKET);
     load_words(p, R7, BOUND_IP6);
-    jump_if_ip6(p, ip, "allow", bound);
+    jump_if_ip6(p, ip, "allow", not_bound);
     jump_if_ip6(p, Ipv6Addr::UNSPECIFIED, unbound, other);
     p.jump("foreign").label(unbound);
     bind_source(p, Err(ip));
