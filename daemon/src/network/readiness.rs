@@ -12,8 +12,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use zcri_cni::{Cni, ConfWatcher, NetworkList};
 
+use super::failed;
 use crate::error::Chain;
 use crate::messages;
+use crate::node::blocking;
 
 /// An older answer makes the next question look again. The kubelet asks every 5 s, and each look starts a process for
 /// each plugin.
@@ -172,7 +174,8 @@ async fn changed(watcher: &mut Option<ConfWatcher>) {
 }
 
 async fn look(cni: &Cni) -> NetworkState {
-    let list = match cni.load() {
+    let from = cni.clone();
+    let list = match blocking(move || from.load().map_err(|e| failed("configuration", e))).await {
         Ok(list) => list,
         Err(error) => return NetworkState::with_problem(Chain(&error).to_string()),
     };
