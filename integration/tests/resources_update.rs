@@ -69,8 +69,8 @@ async fn an_update_that_fails_half_way_changes_nothing() -> Test {
         assert!(refused.message().contains("memory"), "{refused:?}");
         assert_eq!(limits(&node, &id).await?, before);
         assert_eq!(told(&node, &id).await?, status);
-        node.allow_log("UpdateContainerResources");
     }
+    node.allow_log("UpdateContainerResources");
     // No CPU has this number.
     let nowhere = LinuxContainerResources {
         cpuset_cpus: "4000".into(),
