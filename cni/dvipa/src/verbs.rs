@@ -131,8 +131,14 @@ impl Adding<'_> {
         backend: &mut dyn Backend,
     ) -> Result<(Attached, Vec<IpAddr>), Failed> {
         let mut avoid = Vec::new();
+        let mut taken = 0;
         loop {
             let addresses = self.lease(backend, &avoid).map_err(Failed::Lease)?;
+            if let Some((ip, reason)) = self.elsewhere(&addresses) {
+                self.unlease(&addresses).map_err(Failed::Attach)?;
+                self.skip(ip, reason, &mut avoid)?;
+                continue;
+            }
             let attachment = Attachment {
                 key: self.claim.key(),
                 pod: self.pod,
@@ -144,15 +150,25 @@ impl Adding<'_> {
                 Err(Error::Taken { ip, reason }) => {
                     self.give_back(backend, &addresses, ip)
                         .map_err(Failed::Attach)?;
-                    if avoid.len() >= TRIES || self.config.requested.contains(&ip) {
+                    taken += 1;
+                    if taken > TRIES {
                         return Err(Failed::Attach(Error::Taken { ip, reason }));
                     }
-                    self.log.line(format_args!("{ip} is skipped: {reason}"));
-                    avoid.push(ip);
+                    self.skip(ip, reason, &mut avoid)?;
                 }
                 Err(error) => return Err(Failed::Attach(error)),
             }
         }
+    }
+
+    /// The next one is tried, unless no other will do.
+    fn skip(&self, ip: IpAddr, reason: String, avoid: &mut Vec<IpAddr>) -> Result<(), Failed> {
+        if self.config.requested.contains(&ip) {
+            return Err(Failed::Attach(Error::Taken { ip, reason }));
+        }
+        self.log.line(format_args!("{ip} is skipped: {reason}"));
+        avoid.push(ip);
+        Ok(())
     }
 
     fn lease(&self, backend: &mut dyn Backend, avoid: &[IpAddr]) -> Result<Vec<IpAddr>> {
@@ -161,15 +177,30 @@ impl Adding<'_> {
             requested: &self.config.requested,
             max: self.config.max_vipas,
             avoid,
-            active: &mut |ip| match backend.active(ip)? {
-                None => Ok(probe::elsewhere(ip, self.config.probe)),
-                here => Ok(here),
-            },
+            active: &mut |ip| backend.active(ip),
             log: self.log,
         };
         let addresses = self.store.allocate(self.claim, &mut wanted)?;
         self.log.line(format_args!("leased {}", joined(&addresses)));
         Ok(addresses)
+    }
+
+    /// The first new address that somebody in the network has. It takes as long as nobody answers, so that it is asked
+    /// when the address is leased, and nobody waits for the lock of the store.
+    fn elsewhere(&self, addresses: &[IpAddr]) -> Option<(IpAddr, String)> {
+        self.fresh(addresses)
+            .find_map(|ip| Some((ip, probe::elsewhere(ip, self.config.probe)?)))
+    }
+
+    /// Before any of them is active: all new ones, lest what is undone later takes one for ours.
+    fn unlease(&self, addresses: &[IpAddr]) -> Result<()> {
+        self.fresh(addresses)
+            .try_for_each(|ip| self.store.release_address(self.claim, ip))
+    }
+
+    fn fresh(&self, addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+        let fresh = |ip: &IpAddr| !self.had.contains(ip);
+        addresses.iter().copied().filter(fresh)
     }
 
     /// The lease of an address that is somebody else's goes first, so that nothing takes it for ours.

@@ -13,6 +13,7 @@ mod lab;
 mod leases;
 mod netns;
 mod node;
+mod probe;
 mod protocol;
 mod stack;
 mod stress;

@@ -58,7 +58,7 @@ fn udp(server: &Ns, ip: IpAddr, client: &Ns) -> IpAddr {
 }
 
 /// A machine on the other side of the node's uplink.
-fn outside(lab: &Lab, mtu: u32) -> Ns {
+pub(crate) fn outside(lab: &Lab, mtu: u32) -> Ns {
     let other = lab.pod("outside");
     let mac = |last| [0x02, 0, 0, 0, 0, last];
     let ends = |name, last| VethEnd {
