@@ -102,6 +102,23 @@ fn both_families() {
     assert_eq!(stack.active(), set([]));
 }
 
+#[test]
+fn a_del_goes_on_after_an_error() {
+    let mut stack = Stack::new();
+    let ranges = json!(["192.0.2.248/29", "2001:db8::/120"]);
+    stack.lab.set("vipaRanges", ranges);
+    stack.run("ADD", "p").ok();
+    let file = stack.dir.join("active/192.0.2.249");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let (code, text) = stack.run("DEL", "p").err();
+    assert_eq!((code, text.contains("192.0.2.249")), (103, true), "{text}");
+    assert_eq!(stack.active(), set(["192.0.2.249"]));
+    fs::remove_dir(&file).unwrap();
+    stack.run("DEL", "p").ok();
+    stack.lab.assert_clean("after another DEL");
+}
+
 /// Podman shares the range. The stack says that an address is there already, and whose it is nobody knows.
 #[test]
 fn what_another_application_made_is_skipped_and_stays() {
