@@ -85,7 +85,7 @@ impl Network {
     /// network may happen before.
     ///
     /// # Errors
-    /// The records of attachments cannot be read.
+    /// The processes of the node cannot be listed.
     pub async fn start(&self) -> Result<()> {
         let ended = self.cni.end_leftovers().await;
         let ended = ended.map_err(|e| failed("find plugins that were left at work", e))?;
