@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs on a big-endian machine, s390x by QEMU's user emulation, what must not depend on the byte order: the unit tests of
-# the crates that read and write bytes, and the demo's payload in a container of an emulated LPAR. What this machine
-# does not have for it is said in one line, and then nothing is run.
+# Runs on a big-endian machine, s390x by QEMU user emulation, what must not depend on the byte order: the unit tests of
+# the crates that read and write bytes, and the payload of the demo in a container of an emulated LPAR. What this
+# machine does not have for it is said in one line, and then nothing is run.
 set -eu
 cargo=${CARGO:-cargo}
 here=$(dirname "$0")

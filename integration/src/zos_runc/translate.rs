@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_container_stays_with_the_shim_of_its_pod() {
-        let group = group_of_pod("12:pids:/x\n0::/zt1/pod-a/zcri-1/shim\n");
+        let group = group_of_pod("12:pids:/x\n0::/zt1/pod-a/zcri-1/shim-4f1\n");
         assert_eq!(group.as_deref(), Some("/zt1/pod-a/zcri-1"));
         assert_eq!(group_of_pod("0::/\n"), None);
         let machine = Machine {
