@@ -84,7 +84,7 @@ const FIGURES: [(&str, &str, &str); 35] = [
     (
         "short exec sessions per second",
         "1/s",
-        "--sessions, 8 at a time, one in ten with a terminal",
+        "10,000 (--sessions), 8 at a time, one in ten with a terminal",
     ),
     (
         "left: file descriptors",

@@ -46,7 +46,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=8192))]
     transfer_mib: u16,
     /// Short exec sessions after which nothing may be left; 0 leaves them out.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     sessions: u32,
     /// Pull these images instead of those of the registry in this process.
     #[arg(long = "pull-image", value_name = "REFERENCE")]
