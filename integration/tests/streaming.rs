@@ -348,9 +348,15 @@ async fn a_client_that_vanishes_ends_its_command_with_all_that_descends_from_it(
     node.exec(&id, "true").await?;
     let before = descriptors(&node)?;
     for transport in [SPDY, WEBSOCKET] {
-        for streams in [Streams::ALL, Streams::TTY] {
+        for (streams, last) in [
+            (Streams::ALL, "cat; sleep 7777"),
+            (Streams::TTY, "cat; sleep 7777"),
+            // One that would end by itself with its input.
+            (Streams::ALL, "cat"),
+        ] {
             let script =
-                "setsid sleep 7777 & (sleep 7777 &); sleep 7777 & echo up; cat; sleep 7777";
+                format!("setsid sleep 7777 & (sleep 7777 &); sleep 7777 & echo up; {last}");
+            let script = script.as_str();
             let mut session = open(&node, &id, script, transport, streams).await?;
             session.expect("up").await?;
             ensure!(count(&node, &id, "sleep 7777").await? >= 3);
@@ -595,11 +601,11 @@ async fn a_daemon_that_stops_ends_its_sessions_and_their_commands() -> Test {
     let id = node.pod("p").await?.sleeper("c").await?;
     let mut sessions = Vec::new();
     for transport in [SPDY, WEBSOCKET] {
-        // Not one that reads its input: it may end by itself with that, and leave what it has in the background.
+        // If it read the end of its input first, it would end by itself, and leave what it has in the background.
         let mut session = open(
             &node,
             &id,
-            "sleep 7777 & echo up; exec sleep 7777",
+            "sleep 7777 & echo up; cat",
             transport,
             Streams::ALL,
         )

@@ -84,6 +84,7 @@ pub(crate) async fn exec(
     let (publish, end) = watch::channel(None);
     let (cancel, cancelled) = oneshot::channel();
     let (started, starting) = oneshot::channel();
+    let (keep, kept) = oneshot::channel();
     let task = Task {
         shim: shim.clone(),
         id: container.id.to_string(),
@@ -106,6 +107,8 @@ pub(crate) async fn exec(
     tokio::spawn(
         async move {
             let end = task.run(command, started, cancelled).await;
+            // The end of its input: now that there is nobody to read it.
+            drop(kept);
             publish.send_replace(Some(end));
             task.forget().await;
             drop(busy);
@@ -132,7 +135,7 @@ pub(crate) async fn exec(
         pipe.map(|pipe| -> Output { Box::new(fifo::FifoOutput::new(pipe, over, rule)) })
     };
     Ok(Session {
-        stdin: stdin.map(|pipe| -> Input { Box::new(fifo::FifoInput::new(Some(pipe), None)) }),
+        stdin: stdin.map(|pipe| -> Input { Box::new(fifo::FifoInput::of_command(pipe, keep)) }),
         stdout: output(stdout),
         stderr: output(stderr),
         control: Box::new(control),

@@ -229,6 +229,7 @@ pub(in crate::container) fn read_now(
 pub(super) struct FifoInput {
     target: Target,
     ended: Option<oneshot::Sender<()>>,
+    kept: Option<oneshot::Sender<pipe::Sender>>,
 }
 
 enum Target {
@@ -244,6 +245,18 @@ impl FifoInput {
         Self {
             target: fifo.map_or(Target::Nowhere, Target::Fifo),
             ended,
+            kept: None,
+        }
+    }
+
+    /// That of a command, whose owner keeps the FIFO open when the client did not close it: a session that is cut off
+    /// must end the command with all that descends from it, and one that read the end of its input might be gone before,
+    /// without what it has in the background.
+    pub(super) fn of_command(fifo: pipe::Sender, kept: oneshot::Sender<pipe::Sender>) -> Self {
+        Self {
+            target: Target::Fifo(fifo),
+            ended: None,
+            kept: Some(kept),
         }
     }
 
@@ -282,6 +295,12 @@ impl AsyncWrite for FifoInput {
 
 impl Drop for FifoInput {
     fn drop(&mut self) {
+        if let Some(kept) = self.kept.take()
+            && let Target::Fifo(fifo) = std::mem::replace(&mut self.target, Target::Closed)
+        {
+            // Who is gone has ended the command.
+            kept.send(fifo).ok();
+        }
         self.end();
     }
 }
