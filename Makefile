@@ -5,7 +5,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 # What the daemon needs on the node, and what the tests need beside it.
-PACKAGES := runc crun containernetworking-plugins iptables iproute2 busybox-static
+PACKAGES := runc crun containernetworking-plugins iptables iproute2 busybox-static apparmor
 BENCH_PACKAGES := $(PACKAGES) containerd
 # Tests touch the kernel's namespaces, mounts and interfaces: more at a time than CPUs only queue.
 TEST_ARGS ?=

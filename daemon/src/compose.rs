@@ -14,6 +14,7 @@ use zcri_sys::console::system as system_console;
 use zcri_sys::namespace::user::{self, IdMaps, IdRange};
 use zcri_sys::{cgroup, mount, node as facts, open_files};
 
+use crate::confinement::Confinement;
 use crate::console::{self, Operator, admin::Admin};
 use crate::container::spec::NodeFacts;
 use crate::cri::server::{self, DirLock, SocketOptions};
@@ -135,9 +136,12 @@ fn stream_config(stream: &zcri_config::Stream) -> ServerConfig {
 async fn build(config: &Config) -> anyhow::Result<Node> {
     let platform = Platform::new(config);
     let cgroups = platform.cgroups()?;
-    let node_facts = match &platform {
-        Platform::Linux => node_facts(&cgroups, &config.storage.root)?,
-        Platform::Zos(_) => zos::facts(&cgroups),
+    let (node_facts, confinement) = match &platform {
+        Platform::Linux => (
+            node_facts(&cgroups, &config.storage.root)?,
+            Confinement::of_node(),
+        ),
+        Platform::Zos(_) => (zos::facts(&cgroups), Confinement::default()),
     };
     let images = Images::open(config).await?;
     let node = Node {
@@ -170,6 +174,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
         stack_groups: platform.stack_groups(&cgroups),
         platform,
         facts: node_facts,
+        confinement,
         cgroups,
         cgroup_driver: match config.runtime.cgroup_manager {
             CgroupManager::Cgroupfs => CgroupDriver::Cgroupfs,
@@ -211,8 +216,6 @@ fn node_facts(cgroups: &cgroup::Tree, root: &Path) -> anyhow::Result<NodeFacts> 
         bounding_capabilities: facts::bounding_capabilities()?,
         lowest_oom_score_adj: lowest,
         seccomp: facts::has_seccomp(),
-        apparmor: facts::security_module("apparmor"),
-        selinux: facts::security_module("selinux"),
         user_namespaces: has_user_namespaces(root),
         swap: cgroups.accounts_for_swap(),
         hugetlb: cgroups.has_controller("hugetlb"),

@@ -4,6 +4,7 @@
 mod check;
 pub mod cli;
 pub mod compose;
+pub mod confinement;
 pub mod console;
 pub mod container;
 pub mod cri;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use zcri_sys::cgroup;
 
+use crate::confinement::Confinement;
 use crate::container::config::{ContainerConfig, Resources};
 use crate::container::spec::NodeFacts;
 use crate::deprecation::Deprecations;
@@ -42,6 +43,8 @@ pub struct Node {
     pub images: Images,
     /// Facts that decide what a container may have.
     pub facts: NodeFacts,
+    /// What the kernel's security modules make of containers.
+    pub confinement: Confinement,
     /// What kind of system this is.
     pub platform: Platform,
     /// Control groups.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use zcri_daemon::confinement::Confined;
 use zcri_daemon::container::config::{
     Capabilities, ContainerConfig, Mount, MountAccess, MountSource, PidMode, Propagation,
     Resources, SeccompProfile, Security,
@@ -121,8 +122,6 @@ impl Bundle {
                 bounding_capabilities: node::bounding_capabilities().unwrap(),
                 lowest_oom_score_adj: node::lowest_oom_score_adj().unwrap(),
                 seccomp: node::has_seccomp(),
-                apparmor: false,
-                selinux: false,
                 user_namespaces: true,
                 swap: false,
                 hugetlb: false,
@@ -185,6 +184,7 @@ impl Bundle {
                 container: &self.id,
             },
             host: &self.host,
+            confined: &Confined::default(),
         })
         .unwrap();
         std::fs::write(dir.join("config.json"), serde_json::to_vec(&spec).unwrap()).unwrap();

@@ -24,6 +24,8 @@ pub struct Overlay<'a> {
     pub writable: Option<Writable<'a>>,
     /// Shows the files of the read-only layers with other owners.
     pub id_map: Option<IdMap<'a>>,
+    /// SELinux label of all its files.
+    pub label: Option<&'a str>,
 }
 
 /// The writable layer of an overlay.
@@ -103,6 +105,9 @@ fn overlay_by_descriptor(overlay: &Overlay<'_>, target: &Path) -> Result<(), Err
         rustix::mount::fsconfig_set_string(&fs, "workdir", writable.work)?;
         rustix::mount::fsconfig_set_flag(&fs, "volatile")?;
     }
+    if let Some(label) = overlay.label {
+        rustix::mount::fsconfig_set_string(&fs, "context", label)?;
+    }
     rustix::mount::fsconfig_set_string(&fs, "index", "off")?;
     rustix::mount::fsconfig_create(&fs)?;
     let mount =
@@ -142,7 +147,15 @@ fn overlay_options(overlay: &Overlay<'_>, lower: &[PathBuf]) -> Vec<u8> {
         options.extend_from_slice(b",workdir=");
         options.extend_from_slice(writable.work.as_os_str().as_bytes());
     }
+    if let Some(label) = overlay.label {
+        options.extend_from_slice(context(label).as_bytes());
+    }
     options
+}
+
+/// The option for mount(2); quoted, because categories are separated by commas.
+fn context(label: &str) -> String {
+    format!(",context=\"{label}\"")
 }
 
 fn mount_with(options: Vec<u8>, target: &Path) -> Result<(), Errno> {
@@ -157,12 +170,13 @@ fn mount_with(options: Vec<u8>, target: &Path) -> Result<(), Errno> {
 }
 
 /// Mounts the pod's `/dev/shm`: a tmpfs of `bytes` that everyone may write to and nothing be executed from, owned by
-/// a user and a group.
+/// a user and a group, all of whose files have an SELinux label.
 ///
 /// # Errors
 /// The mount was refused.
-pub fn shm(target: &Path, bytes: u64, (uid, gid): (u32, u32)) -> Result<()> {
-    let options = CString::new(format!("mode=1777,size={bytes},uid={uid},gid={gid}"))
+pub fn shm(target: &Path, bytes: u64, (uid, gid): (u32, u32), label: Option<&str>) -> Result<()> {
+    let label = label.map(context).unwrap_or_default();
+    let options = CString::new(format!("mode=1777,size={bytes},uid={uid},gid={gid}{label}"))
         .map_err(|e| Error::path("mount shm on", target, std::io::Error::from(e)))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("shm", target, "tmpfs", flags, options.as_c_str())
@@ -306,6 +320,7 @@ mod tests {
                         work: &work,
                     }),
                     id_map: None,
+                    label: None,
                 },
                 &target,
             )

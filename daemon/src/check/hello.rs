@@ -153,6 +153,7 @@ impl Hello {
                 work: &work,
             }),
             id_map: None,
+            label: None,
         };
         mount::overlay(&overlay, &rootfs).map_err(|e| Chain(&e).to_string())
     }

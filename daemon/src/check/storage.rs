@@ -242,6 +242,7 @@ fn overlay(disk: &Path, memory: &Path) -> Result<(), String> {
                 work: &work,
             }),
             id_map: None,
+            label: None,
         },
         &target,
     )

@@ -24,6 +24,7 @@ use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, S
 use super::state::{ContainerState, ContainerView, Exited};
 use super::user_files::read_beneath;
 use super::volumes::ImageVolumes;
+use crate::confinement::{Confined, label_file};
 use crate::error::{Chain, Error, Result};
 use crate::id::{ContainerId, PodId};
 use crate::node::{CgroupDriver, Node, blocking};
@@ -42,6 +43,8 @@ struct Parts {
     features: HandlerFeatures,
     /// What its output is converted from.
     output: Option<Rule>,
+    /// What the kernel's security modules make of it.
+    confined: Confined,
 }
 
 /// Makes a container in a pod that is ready. On failure nothing is left.
@@ -65,6 +68,7 @@ pub(crate) async fn prepare(
             let parts = Parts {
                 lower: node.images.lease(id.as_str(), &image)?,
                 volumes: volumes.lease(&node.images, &id)?,
+                confined: confine(&node, &pod, &config, &features)?,
                 image,
                 features,
                 output,
@@ -95,7 +99,7 @@ fn make(
         written.map_err(|e| Error::node("record a container", e))
     };
     put(&record)?;
-    make_root(node, pod, id, &parts.lower)?;
+    make_root(node, pod, id, parts)?;
     record.user = write_spec(node, pod, id, &config, parts, &record)?;
     record.phase = ContainerPhase::Created;
     put(&record)?;
@@ -203,7 +207,7 @@ fn cgroups_path(node: &Node, pod: &PodView, id: &ContainerId) -> CgroupsPath {
 }
 
 /// Writable layer, mount point, and the mount.
-fn make_root(node: &Node, pod: &PodView, id: &ContainerId, lower: &[PathBuf]) -> Result<()> {
+fn make_root(node: &Node, pod: &PodView, id: &ContainerId, parts: &Parts) -> Result<()> {
     let (bundle, overlay) = (
         node.container_bundle(id.as_str()),
         node.overlay(id.as_str()),
@@ -221,6 +225,12 @@ fn make_root(node: &Node, pod: &PodView, id: &ContainerId, lower: &[PathBuf]) ->
     make(&upper, 0o755)?;
     make(&work, 0o700)?;
     make(&bundle, 0o711)?;
+    let label = parts.confined.selinux.mount.as_deref();
+    if let Some(label) = label {
+        // What is made in it, such as FIFOs for the container's processes, inherits the type.
+        label_file(&bundle, label)
+            .map_err(|e| Error::node(format!("label {}", bundle.display()), e))?;
+    }
     make(&rootfs, 0o755)?;
     let user = pod.config.namespaces.user.as_ref();
     if let Some((uid, gid)) = user.and_then(UserNamespace::root) {
@@ -234,7 +244,7 @@ fn make_root(node: &Node, pod: &PodView, id: &ContainerId, lower: &[PathBuf]) ->
         None => None,
     };
     let overlay = Overlay {
-        lower,
+        lower: &parts.lower,
         writable: Some(Writable {
             upper: &upper,
             work: &work,
@@ -243,9 +253,21 @@ fn make_root(node: &Node, pod: &PodView, id: &ContainerId, lower: &[PathBuf]) ->
             user_namespace: namespace.as_fd(),
             scratch: &scratch,
         }),
+        label,
     };
     zcri_sys::mount::overlay(&overlay, &rootfs)
         .map_err(|e| Error::node("mount a container's root", e))
+}
+
+/// Also loads what it needs into the kernel.
+fn confine(
+    node: &Node,
+    pod: &PodView,
+    config: &ContainerConfig,
+    features: &HandlerFeatures,
+) -> Result<Confined> {
+    node.confinement
+        .confine(pod.label.as_deref(), &config.security, features)
 }
 
 fn open_user_namespace(pod: &PodView) -> Result<std::fs::File> {
@@ -276,11 +298,12 @@ fn write_spec(
         &text("etc/group")?,
     )?;
     check_user_namespace(pod, config, &user)?;
-    host::check_apparmor(config, node.facts.apparmor)?;
     check_unified(node, "config.linux.resources.unified", &config.resources)?;
     let files = PodFiles::new(pod.bundle.clone());
     let of_pod = pod.config.namespaces.user.as_ref();
-    let workshop = Workshop::new(&bundle, of_pod.map(|user| (user, files.namespace("user"))))?;
+    let label = parts.confined.selinux.mount.as_deref();
+    let user_namespace = of_pod.map(|user| (user, files.namespace("user")));
+    let workshop = Workshop::new(&bundle, user_namespace, label)?;
     let host = host::gather(&host::Wanted {
         pod: &pod.config,
         config,
@@ -309,6 +332,7 @@ fn write_spec(
         },
         facts: &node.facts,
         host: &host,
+        confined: &parts.confined,
         pids_limit: node.pids_limit,
         ids: spec::Ids {
             pod: pod.id.as_str(),

@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::StatVfsMountFlags;
 
-use super::config::{
-    AppArmorProfile, ContainerConfig, Device, Mount, MountAccess, MountSource, SeccompProfile,
-};
+use super::config::{ContainerConfig, Device, Mount, MountAccess, MountSource, SeccompProfile};
 use super::prepared::Workshop;
 use super::spec::{
     DeviceKind, DeviceNode, HostParts, LocalProfile, Peers, PreparedMount, peers_of,
 };
+use crate::confinement::{RelabelError, label_tree};
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
 use crate::runtime::HandlerFeatures;
@@ -98,6 +97,9 @@ impl Wanted<'_> {
         let (source, peers, kept) = match &mount.source {
             MountSource::Host(path) => {
                 let source = real_source(path)?;
+                if let (true, Some(label)) = (mount.selinux_relabel, self.workshop.label) {
+                    relabel(&source, label)?;
+                }
                 let peers = peers_of(mountinfo, &source);
                 let kept = options_of(&source);
                 (self.workshop.mapped(number, source, mount)?, peers, kept)
@@ -171,6 +173,19 @@ fn real_source(path: &Path) -> Result<PathBuf> {
     })
 }
 
+/// Gives a volume the label of the container's files. However big it is: a request that the kubelet has given up goes
+/// on, and the next one finds what was done.
+fn relabel(source: &Path, label: &str) -> Result<()> {
+    label_tree(source, label).map_err(|error| match error {
+        RelabelError::File { .. } => Error::node("relabel a volume", error),
+        RelabelError::OfTheSystem { .. } | RelabelError::Deep { .. } => Error::Invalid {
+            field: "config.mounts.selinux_relabel",
+            value: source.display().to_string(),
+            reason: error.to_string(),
+        },
+    })
+}
+
 /// Adds a device, or all devices below a directory.
 fn add_devices(device: &Device, found: &mut Vec<DeviceNode>) -> io::Result<()> {
     let metadata = std::fs::metadata(&device.host_path)?;
@@ -214,37 +229,6 @@ fn add_below(dir: &Device, found: &mut Vec<DeviceNode>) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Profiles that the kernel knows, one to a line: `name (mode)`.
-const APPARMOR_PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
-
-/// Whether an AppArmor profile that is asked for by name is loaded. Where AppArmor is off, the specification says so.
-pub(super) fn check_apparmor(config: &ContainerConfig, enabled: bool) -> Result<()> {
-    let AppArmorProfile::Localhost(name) = &config.security.apparmor else {
-        return Ok(());
-    };
-    if !enabled || config.security.privileged {
-        return Ok(());
-    }
-    let loaded = std::fs::read_to_string(APPARMOR_PROFILES)
-        .map_err(|e| Error::node(format!("read {APPARMOR_PROFILES}"), e))?;
-    if is_loaded(&loaded, name) {
-        return Ok(());
-    }
-    Err(Error::Invalid {
-        field: "config.linux.security_context.apparmor.localhost_ref",
-        value: name.clone(),
-        reason: "no such profile is loaded on this node".into(),
-    })
-}
-
-fn is_loaded(profiles: &str, name: &str) -> bool {
-    let mut names = profiles
-        .lines()
-        .filter_map(|line| line.rsplit_once(" ("))
-        .map(|(name, _mode)| name);
-    names.any(|loaded| loaded == name)
 }
 
 fn seccomp(config: &ContainerConfig) -> Result<Option<LocalProfile>> {
@@ -308,17 +292,6 @@ mod tests {
         assert!(!found.iter().any(|node| node.path.starts_with("/dev/x/pts")));
         add_devices(&device("/etc/hostname"), &mut Vec::new()).unwrap();
         assert!(add_devices(&device("/dev/no-such"), &mut Vec::new()).is_err());
-    }
-
-    #[test]
-    fn loaded_profiles_by_name() {
-        let profiles = "docker-default (enforce)\n/usr/bin/a b (complain)\nsnap.x//hat (enforce)\n";
-        for name in ["docker-default", "/usr/bin/a b", "snap.x//hat"] {
-            assert!(is_loaded(profiles, name), "{name}");
-        }
-        for name in ["docker", "docker-default (enforce)", "", "a b"] {
-            assert!(!is_loaded(profiles, name), "{name}");
-        }
     }
 
     #[test]

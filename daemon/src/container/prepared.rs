@@ -25,11 +25,17 @@ pub(super) struct Workshop<'a> {
     dir: PathBuf,
     /// The pod's user namespace, and the file that pins it.
     user: Option<(&'a UserNamespace, PathBuf)>,
+    /// SELinux label of the container's files.
+    pub(super) label: Option<&'a str>,
 }
 
 impl<'a> Workshop<'a> {
     /// Makes the directory, which none but root and the pod's root may enter.
-    pub(super) fn new(bundle: &Path, user: Option<(&'a UserNamespace, PathBuf)>) -> Result<Self> {
+    pub(super) fn new(
+        bundle: &Path,
+        user: Option<(&'a UserNamespace, PathBuf)>,
+        label: Option<&'a str>,
+    ) -> Result<Self> {
         let dir = bundle.join(DIRECTORY);
         let mode = if user.is_some() { 0o710 } else { 0o700 };
         let made = std::fs::DirBuilder::new().mode(mode).create(&dir);
@@ -38,7 +44,7 @@ impl<'a> Workshop<'a> {
             None => Ok(()),
         })
         .map_err(|e| Error::node(format!("make {}", dir.display()), e))?;
-        Ok(Self { dir, user })
+        Ok(Self { dir, user, label })
     }
 
     /// Mounts an image, or what is at `sub_path` in it; `layers` are its directories, the top one first. Gives the
@@ -77,6 +83,7 @@ impl<'a> Workshop<'a> {
                 user_namespace: namespace.as_fd(),
                 scratch: &scratch,
             }),
+            label: self.label,
         };
         zcri_sys::mount::overlay(&overlay, &root).map_err(|e| Error::node("mount an image", e))?;
         if whole {

@@ -41,6 +41,7 @@ pub use resources::{
 pub use seccomp::LocalProfile;
 pub use user::{ResolvedUser, resolve_user};
 
+use crate::confinement::Confined;
 use crate::container::config::ContainerConfig;
 use crate::pod::config::{IdMapping, PodConfig};
 
@@ -75,6 +76,8 @@ pub struct SpecInput<'a> {
     pub ids: Ids<'a>,
     /// What was looked up on the node for this container.
     pub host: &'a HostParts,
+    /// What the kernel's security modules make of it.
+    pub confined: &'a Confined,
 }
 
 /// Files of the pod that its containers see.
@@ -149,6 +152,7 @@ fn linux(input: &SpecInput<'_>, held: CapabilitySet) -> Result<Linux, SpecError>
             input.facts,
         )?)
         .set_rootfs_propagation(mounts::rootfs_propagation(&input.host.mounts))
+        .set_mount_label(input.confined.selinux.mount.clone())
         .set_masked_paths(masked)
         .set_readonly_paths(readonly);
     if let Some(user) = &input.pod.namespaces.user {

@@ -54,6 +54,7 @@ fn pod(
         addresses: Vec::new(),
         init_pid: None,
         stack_cgroup: None,
+        label: None,
         bundle: Default::default(),
         containers: containers
             .iter()

@@ -75,8 +75,6 @@ pub(crate) fn facts(cgroups: &cgroup::Tree) -> NodeFacts {
         bounding_capabilities: 0,
         lowest_oom_score_adj: 0,
         seccomp: false,
-        apparmor: false,
-        selinux: false,
         user_namespaces: false,
         swap: false,
         hugetlb: false,

@@ -21,6 +21,7 @@ use super::files::PodFiles;
 use super::handle::{PodHandle, Reply, Request};
 use super::teardown;
 use super::view::{PodState, PodView};
+use crate::confinement::PodLabel;
 use crate::container::{ContainerState, ContainerView};
 use crate::error::{Chain, Result};
 use crate::id::{ContainerId, PodId};
@@ -46,6 +47,7 @@ pub(crate) struct PodParts {
     pub(crate) id: PodId,
     pub(crate) config: Arc<PodConfig>,
     pub(crate) record: PodRecord,
+    pub(crate) label: Option<Arc<PodLabel>>,
     pub(crate) shim: Option<Shim>,
     pub(crate) containers: BTreeMap<ContainerId, Owned>,
 }
@@ -109,6 +111,7 @@ fn picture(node: &Node, parts: &PodParts, revision: u64, readings: &Arc<Readings
         },
         init_pid: parts.record.init_pid,
         stack_cgroup: parts.record.stack_cgroup.clone(),
+        label: parts.label.clone(),
         bundle: node.pod_bundle(parts.id.as_str()),
         containers: parts
             .containers

@@ -13,6 +13,7 @@ use super::config::{PodConfig, PodPid, PodScope, SysctlNamespace, sysctl_namespa
 use super::files::{PodFiles, host_name};
 use super::handle::PodHandle;
 use super::teardown;
+use crate::confinement::PodLabel;
 use crate::error::{Chain, Error, Result};
 use crate::id::PodId;
 use crate::messages;
@@ -62,6 +63,7 @@ pub(crate) async fn create(
     let stack_cgroup = on_stack
         .then(|| isolation::pod_cgroup(&node, &config, &id))
         .transpose()?;
+    let label = label(&node, &config)?.map(Arc::new);
     let mut record = PodRecord {
         id: id.to_string(),
         boot_id: node.boot_id.clone(),
@@ -73,15 +75,17 @@ pub(crate) async fn create(
         network_attached: own_network,
         init_pid: None,
         stack_cgroup,
+        selinux_label: label.as_deref().map(PodLabel::recorded),
     };
     node.record_pod(record.clone()).await?;
     let config = Arc::new(config);
-    match build(&node, &id, &config, &mut record).await {
+    match build(&node, &id, &config, label.as_deref(), &mut record).await {
         Ok(shim) => {
             let parts = PodParts {
                 id,
                 config,
                 record,
+                label,
                 shim: Some(shim),
                 containers: Default::default(),
             };
@@ -97,6 +101,7 @@ pub(crate) async fn create(
                 id,
                 config,
                 record,
+                label,
                 shim: None,
                 containers: Default::default(),
             };
@@ -104,6 +109,14 @@ pub(crate) async fn create(
             Err(Failed { error, remains })
         }
     }
+}
+
+/// Its SELinux label.
+fn label(node: &Node, config: &PodConfig) -> Result<Option<PodLabel>> {
+    let shares_processes =
+        config.namespaces.pid == PodPid::Node || config.namespaces.ipc == PodScope::Node;
+    let asked = config.security.selinux.as_ref();
+    node.confinement.pod_label(asked, shares_processes)
 }
 
 /// Without a network namespace they would be the node's.
@@ -154,11 +167,13 @@ async fn build(
     node: &Arc<Node>,
     id: &PodId,
     config: &Arc<PodConfig>,
+    label: Option<&PodLabel>,
     record: &mut PodRecord,
 ) -> Result<Shim> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
     let stack = record.stack_cgroup.as_deref();
-    make_bundle(node, &files, config, stack.is_some()).await?;
+    let label = node.confinement.files_of(label);
+    make_bundle(node, &files, config, stack.is_some(), label).await?;
     if let Some(cgroup) = stack {
         isolation::make(node, cgroup, id).await?;
     }
@@ -203,12 +218,13 @@ async fn make_bundle(
     files: &PodFiles,
     config: &Arc<PodConfig>,
     on_stack: bool,
+    label: Option<String>,
 ) -> Result<()> {
     let (files, config) = (files.clone(), config.clone());
     let pins = node.platform.pins_namespaces();
     blocking(move || {
         files
-            .write(&config)
+            .write(&config, label.as_deref())
             .map_err(|e| Error::node("write the files of a pod", e))?;
         if !pins {
             return Ok(());
@@ -245,7 +261,7 @@ async fn make_bundle(
             zcri_sys::namespace::create(&wanted).map_err(namespace_error)?;
         }
         files
-            .mount_shm(&config)
+            .mount_shm(&config, label.as_deref())
             .map_err(|e| Error::node("mount /dev/shm of a pod", e))
     })
     .await

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::config::{Dns, PodConfig, PodScope, UserNamespace};
+use crate::confinement::label_file;
 
 /// Size of a pod's `/dev/shm`, in bytes: what every runtime of the field gives.
 const SHM_BYTES: u64 = 64 << 20;
@@ -45,7 +46,8 @@ impl PodFiles {
     }
 
     /// Makes the bundle with the files that depend on nothing but the configuration.
-    pub(crate) fn write(&self, config: &PodConfig) -> io::Result<()> {
+    /// The containers' SELinux label is `label`.
+    pub(crate) fn write(&self, config: &PodConfig, label: Option<&str>) -> io::Result<()> {
         std::fs::create_dir_all(self.bundle.join("ns"))?;
         std::fs::write(self.resolv_conf(), resolv_conf(config.dns.as_ref())?)?;
         std::fs::write(self.hostname(), format!("{}\n", host_name(config)?))?;
@@ -54,18 +56,27 @@ impl PodFiles {
                 std::os::unix::fs::chown(file, Some(uid), Some(gid))?;
             }
         }
+        if let Some(label) = label {
+            for file in [self.resolv_conf(), self.hostname()] {
+                label_file(&file, label)?;
+            }
+        }
         Ok(())
     }
 
     /// Mounts the pod's `/dev/shm`, if it has one of its own.
-    pub(crate) fn mount_shm(&self, config: &PodConfig) -> zcri_sys::Result<()> {
+    pub(crate) fn mount_shm(
+        &self,
+        config: &PodConfig,
+        label: Option<&str>,
+    ) -> zcri_sys::Result<()> {
         if config.namespaces.ipc == PodScope::Node {
             return Ok(());
         }
         let shm = self.shm();
         // An error of mkdir shows as the error of the mount.
         std::fs::create_dir(&shm).ok();
-        zcri_sys::mount::shm(&shm, SHM_BYTES, owner(config).unwrap_or((0, 0)))
+        zcri_sys::mount::shm(&shm, SHM_BYTES, owner(config).unwrap_or((0, 0)), label)
     }
 }
 

@@ -154,6 +154,7 @@ async fn recover_pod(
     if plan == Plan::Resume && shim.is_none() {
         tracing::error!(zcr = messages::SHIM_GONE, pod = %id, "the shim of this pod is gone");
     }
+    let label = node.confinement.recall(record.selinux_label.as_deref());
     let mut owned = BTreeMap::new();
     for container in containers {
         if let Some((id, container)) =
@@ -168,6 +169,7 @@ async fn recover_pod(
             id,
             config,
             record,
+            label: label.map(Arc::new),
             shim,
             containers: owned,
         },
@@ -382,6 +384,7 @@ mod tests {
             addresses: Vec::new(),
             network_attached: false,
             stack_cgroup: None,
+            selinux_label: None,
             init_pid: None,
         };
         for boot in ["this", "before"] {

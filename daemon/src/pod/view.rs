@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::config::PodConfig;
+use crate::confinement::PodLabel;
 use crate::container::ContainerView;
 use crate::id::{ContainerId, PodId};
 use crate::stats::Readings;
@@ -28,6 +29,8 @@ pub struct PodView {
     pub init_pid: Option<u32>,
     /// Its control group, if it has no network namespace of its own and no node's network either.
     pub stack_cgroup: Option<String>,
+    /// SELinux label of its processes.
+    pub label: Option<Arc<PodLabel>>,
     /// Its directory.
     pub bundle: PathBuf,
     /// Its containers.

@@ -20,6 +20,10 @@ pub struct HandlerFeatures {
     pub namespaces: BTreeSet<String>,
     /// The newest version of the runtime specification that it takes; empty when it does not say.
     pub newest_specification: String,
+    /// Whether it was built with AppArmor, if it says.
+    pub apparmor: Option<bool>,
+    /// Whether it was built with SELinux, if it says.
+    pub selinux: Option<bool>,
 }
 
 impl HandlerFeatures {
@@ -49,6 +53,8 @@ impl HandlerFeatures {
             mount_options: answer.mount_options.into_iter().collect(),
             namespaces: answer.linux.namespaces.into_iter().collect(),
             newest_specification: answer.oci_version_max,
+            apparmor: answer.linux.apparmor.enabled,
+            selinux: answer.linux.selinux.enabled,
         }
     }
 
@@ -95,6 +101,14 @@ struct Answer {
 #[serde(default)]
 struct Linux {
     namespaces: Vec<String>,
+    apparmor: Module,
+    selinux: Module,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Module {
+    enabled: Option<bool>,
 }
 
 #[cfg(test)]
@@ -105,11 +119,13 @@ mod tests {
     fn what_is_said_and_what_is_not() {
         let said = HandlerFeatures::parse(
             br#"{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","mountOptions":["ro","rro"],
-                 "linux":{"namespaces":["pid","user"],"cgroup":{"v1":true}},"annotations":{}}"#,
+                 "linux":{"namespaces":["pid","user"],"cgroup":{"v1":true},"apparmor":{"enabled":true},
+                 "selinux":{"enabled":false}},"annotations":{}}"#,
         );
         assert!(said.recursive_read_only() && said.user_namespaces());
         assert!(said.lacks_mount_option("noexec") && !said.lacks_mount_option("ro"));
         assert_eq!(said.newest_specification, "1.2.0");
+        assert_eq!((said.apparmor, said.selinux), (Some(true), Some(false)));
         for nothing in [
             "",
             "unknown command features",

@@ -25,9 +25,12 @@ pub struct PodRecord {
     pub network_attached: bool,
     /// Process id of the init of the pod's shared PID namespace.
     pub init_pid: Option<u32>,
-    /// Control group of a pod without a network namespace, which what confines it is attached to. Since 0.2.
+    /// Control group of a pod without a network namespace, which what confines it is attached to. Absent from older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stack_cgroup: Option<String>,
+    /// SELinux label of its processes, whose level no other pod may have. Absent from older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux_label: Option<String>,
 }
 
 /// How far a pod came.

@@ -230,6 +230,7 @@ mod tests {
             addresses: vec!["10.0.0.2".into()],
             network_attached: true,
             stack_cgroup: None,
+            selinux_label: None,
             init_pid: None,
         }
     }

@@ -92,11 +92,13 @@ pub enum SeccompProfile {
     Localhost(PathBuf),
 }
 
-/// An AppArmor profile by its kind. Nothing said means the runtime's own where AppArmor is on, as in CRI.
+/// An AppArmor profile by its kind.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum AppArmorProfile {
-    /// The runtime's own profile, where the node has AppArmor at all.
+    /// Nothing is said: the runtime's own profile where the node can have it, as in CRI.
     #[default]
+    Unspecified,
+    /// The runtime's own profile.
     RuntimeDefault,
     /// No profile.
     Unconfined,

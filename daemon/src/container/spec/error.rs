@@ -78,14 +78,6 @@ pub enum SpecError {
         /// What is wrong with it.
         reason: String,
     },
-    /// AppArmor was asked for by name on a kernel without it.
-    #[error(
-        "config.linux.security_context.apparmor: profile {name:?} is asked for, but AppArmor is not enabled on this node"
-    )]
-    AppArmorUnavailable {
-        /// The profile.
-        name: String,
-    },
     /// The source of a mount does not propagate as asked.
     #[error(
         "config.mounts.propagation: mount of {path:?} with {asked} propagation: it is on a mount that is not {needed}"

@@ -13,10 +13,6 @@ pub struct NodeFacts {
     pub lowest_oom_score_adj: i32,
     /// Whether the kernel has seccomp filters.
     pub seccomp: bool,
-    /// Whether AppArmor is enabled.
-    pub apparmor: bool,
-    /// Whether SELinux is enabled.
-    pub selinux: bool,
     /// Whether pods can have user namespaces, with the owners of files in the image store mapped for them.
     pub user_namespaces: bool,
     /// Whether the memory controller accounts for swap.

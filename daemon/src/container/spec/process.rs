@@ -3,7 +3,7 @@
 use oci_spec::runtime::{PosixRlimitBuilder, PosixRlimitType, Process, Spec, User};
 
 use super::capabilities::ProcessCapabilities;
-use super::{SpecError, SpecInput, oom_score_adj, security};
+use super::{SpecError, SpecInput, oom_score_adj};
 
 /// What a process finds when neither the image nor the request sets it (the field's common value).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -30,8 +30,8 @@ pub(super) fn process(
     let mut process = portable(input)?;
     process
         .set_capabilities(Some(capabilities.oci()))
-        .set_apparmor_profile(security::apparmor(&config.security, input.facts)?)
-        .set_selinux_label(security::selinux(&config.security, input.facts))
+        .set_apparmor_profile(input.confined.apparmor.clone())
+        .set_selinux_label(input.confined.selinux.process.clone())
         .set_oom_score_adj(Some(oom_score_adj(&config.resources, input.facts)));
     Ok(process)
 }

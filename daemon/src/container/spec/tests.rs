@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use zcri_sys::cgroup::Version;
 
 use super::*;
+use crate::confinement::Labels;
 use crate::container::config::{
-    AppArmorProfile, Capabilities, ImageRef, Mount, MountAccess, MountSource, PidMode, Propagation,
-    Resources, SeccompProfile, Security, SelinuxLabel,
+    Capabilities, ImageRef, Mount, MountAccess, MountSource, PidMode, Propagation, Resources,
+    SeccompProfile, Security,
 };
 use crate::pod::config::{IdMapping, PodNamespaces, PodPid, PodScope, PodSecurity, UserNamespace};
 
@@ -22,8 +23,6 @@ pub(super) fn facts() -> NodeFacts {
         bounding_capabilities: u64::MAX,
         lowest_oom_score_adj: -1000,
         seccomp: true,
-        apparmor: false,
-        selinux: false,
         user_namespaces: true,
         swap: true,
         hugetlb: true,
@@ -40,6 +39,7 @@ struct Case {
     cgroups: CgroupsPath,
     facts: NodeFacts,
     host: HostParts,
+    confined: Confined,
 }
 
 impl Case {
@@ -93,6 +93,7 @@ impl Case {
                 host_name: "web-0".into(),
                 ..HostParts::default()
             },
+            confined: Confined::default(),
         }
     }
 
@@ -117,6 +118,7 @@ impl Case {
                 container: "c1",
             },
             host: &self.host,
+            confined: &self.confined,
         })
     }
 

@@ -57,7 +57,7 @@ fn seccomp_file(field: &str, given: &str) -> Result<SeccompProfile, ConvertError
     Ok(SeccompProfile::Localhost(path))
 }
 
-/// AppArmor: `profile` wins over the deprecated `legacy` name; neither means the runtime's default.
+/// AppArmor: `profile` wins over the deprecated `legacy` name; neither is no word about it.
 pub(super) fn apparmor(
     at: &str,
     profile: Option<&v1::SecurityProfile>,
@@ -78,7 +78,8 @@ pub(super) fn apparmor(
 
 fn legacy_apparmor(field: &str, legacy: &str) -> Result<AppArmorProfile, ConvertError> {
     match legacy {
-        "" | "runtime/default" => Ok(AppArmorProfile::RuntimeDefault),
+        "" => Ok(AppArmorProfile::Unspecified),
+        "runtime/default" => Ok(AppArmorProfile::RuntimeDefault),
         "unconfined" => Ok(AppArmorProfile::Unconfined),
         other if other.starts_with(LOCALHOST) => apparmor_name(field, other),
         other => Err(ConvertError::invalid(

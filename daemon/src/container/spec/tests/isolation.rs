@@ -222,21 +222,20 @@ fn seccomp_by_kind() {
 #[test]
 fn security_modules() {
     let mut case = Case::new();
-    let process = |case: &Case| case.json()["process"].clone();
-    case.container.security.apparmor = AppArmorProfile::Localhost("mine".into());
-    assert!(matches!(case.build(), Err(SpecError::AppArmorUnavailable { name }) if name == "mine"));
-    case.facts.apparmor = true;
-    assert_eq!(process(&case)["apparmorProfile"], "mine");
-    case.container.security.apparmor = AppArmorProfile::Unconfined;
-    assert_eq!(process(&case)["apparmorProfile"], "unconfined");
-    case.facts.apparmor = false;
-    assert_eq!(process(&case).get("apparmorProfile"), None);
-
-    case.container.security.selinux = Some(SelinuxLabel {
-        kind: "spc_t".into(),
-        ..SelinuxLabel::default()
-    });
-    assert_eq!(process(&case).get("selinuxLabel"), None);
-    case.facts.selinux = true;
-    assert_eq!(process(&case)["selinuxLabel"], "system_u:system_r:spc_t:s0");
+    let json = case.json();
+    for absent in ["apparmorProfile", "selinuxLabel"] {
+        assert_eq!(json["process"].get(absent), None);
+    }
+    assert_eq!(json["linux"].get("mountLabel"), None);
+    case.confined = Confined {
+        apparmor: Some("mine".into()),
+        selinux: Labels {
+            process: Some("u:r:p:s0".into()),
+            mount: Some("u:r:f:s0".into()),
+        },
+    };
+    let json = case.json();
+    assert_eq!(json["process"]["apparmorProfile"], "mine");
+    assert_eq!(json["process"]["selinuxLabel"], "u:r:p:s0");
+    assert_eq!(json["linux"]["mountLabel"], "u:r:f:s0");
 }

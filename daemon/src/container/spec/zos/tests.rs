@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use zcri_config::{Wlm, WlmTarget};
 
 use super::*;
+use crate::confinement::Confined;
 use crate::container::config::{
     ContainerConfig, Mount, MountAccess, MountSource, Propagation, Resources,
 };
@@ -90,6 +91,7 @@ impl Case {
                 container: "c1",
             },
             host: &self.host,
+            confined: &Confined::default(),
         };
         let spec = build(&input, Some(&self.wlm), &self.mapping)?;
         Ok(serde_json::to_value(&spec).unwrap())

@@ -449,7 +449,11 @@ fn profiles_in_both_forms() {
     let apparmor = |new, old: &str| {
         security(|c| (c.apparmor, c.apparmor_profile) = (new, old.into())).map(|s| s.apparmor)
     };
-    assert_eq!(apparmor(None, ""), Ok(AppArmorProfile::RuntimeDefault));
+    assert_eq!(apparmor(None, ""), Ok(AppArmorProfile::Unspecified));
+    assert_eq!(
+        apparmor(None, "runtime/default"),
+        Ok(AppArmorProfile::RuntimeDefault)
+    );
     assert_eq!(
         apparmor(None, "unconfined"),
         Ok(AppArmorProfile::Unconfined)

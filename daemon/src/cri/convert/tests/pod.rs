@@ -106,7 +106,7 @@ fn a_kubelets_pod() {
         SupplementalGroupsPolicy::Strict
     );
     assert_eq!(config.security.seccomp, SeccompProfile::RuntimeDefault);
-    assert_eq!(config.security.apparmor, AppArmorProfile::RuntimeDefault);
+    assert_eq!(config.security.apparmor, AppArmorProfile::Unspecified);
     assert!(config.security.privileged);
     let [mapping] = config.port_mappings[..] else {
         panic!()

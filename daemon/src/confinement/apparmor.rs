@@ -1,0 +1,213 @@
+//! AppArmor: the profile of containers that ask for none, and whether one that is asked for is loaded.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::container::config::AppArmorProfile;
+use crate::error::{Chain, Error, Result};
+
+/// What the runtime's own profile is called in the kernel.
+const DEFAULT: &str = "zcri-default";
+/// How a process says that it wants no profile, so that it does not keep that of the daemon.
+pub(super) const UNCONFINED: &str = "unconfined";
+/// Its rules.
+const DEFAULT_PROFILE: &str = include_str!("zcri-default");
+/// Profiles that the kernel knows, one to a line: `name (mode)`.
+const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
+/// The features that the rules are written for. A parser that is told nothing takes those of its own version, and what
+/// is not allowed is denied: with those of version 4 user namespaces would be.
+const ABI: &str = "/etc/apparmor.d/abi/3.0";
+/// The program that compiles profiles, of the package `apparmor`.
+pub(crate) const PARSER: &str = "apparmor_parser";
+
+/// AppArmor of a node.
+#[derive(Debug)]
+pub struct AppArmor {
+    /// Whether the default profile can be loaded.
+    pub(super) loads: bool,
+}
+
+/// Why a profile was not loaded.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    /// The parser did not run.
+    #[error("cannot run {PARSER} (is the package apparmor installed?)")]
+    Run(#[source] io::Error),
+    /// It said no.
+    #[error("{PARSER} ended with {status}: {said}")]
+    Refused {
+        status: std::process::ExitStatus,
+        said: String,
+    },
+}
+
+impl AppArmor {
+    /// AppArmor of this node if it is enabled, with the default profile loaded: one of an earlier version is replaced.
+    pub(super) fn of_node() -> Option<Self> {
+        if !zcri_sys::node::security_module("apparmor") {
+            return None;
+        }
+        let loaded = load_default();
+        match &loaded {
+            Ok(()) => tracing::info!(profile = DEFAULT, "AppArmor: loaded"),
+            Err(error) => tracing::warn!(
+                profile = DEFAULT, error = %Chain(error),
+                "AppArmor: containers that ask for no profile run without one, those that ask for the default are refused"
+            ),
+        }
+        Some(Self {
+            loads: loaded.is_ok(),
+        })
+    }
+
+    /// The profile of an unprivileged container.
+    pub(super) fn profile(&self, asked: &AppArmorProfile) -> Result<Option<String>> {
+        match asked {
+            AppArmorProfile::Unconfined => Ok(Some(UNCONFINED.to_owned())),
+            AppArmorProfile::Unspecified if !self.loads => Ok(None),
+            AppArmorProfile::RuntimeDefault if !self.loads => Err(Error::Unsupported {
+                what: "config.linux.security_context.apparmor",
+                reason: format!(
+                    "the profile {DEFAULT} could not be loaded when the daemon started"
+                ),
+            }),
+            AppArmorProfile::Unspecified | AppArmorProfile::RuntimeDefault => {
+                // aa-remove-unknown(8) unloads what is in no file of /etc/apparmor.d.
+                if !is_loaded(DEFAULT)? {
+                    load_default()
+                        .map_err(|e| Error::node("load the default AppArmor profile", e))?;
+                }
+                Ok(Some(DEFAULT.to_owned()))
+            }
+            AppArmorProfile::Localhost(name) if is_loaded(name)? => Ok(Some(name.clone())),
+            AppArmorProfile::Localhost(name) => Err(Error::Invalid {
+                field: "config.linux.security_context.apparmor.localhost_ref",
+                value: name.clone(),
+                reason: "no such profile is loaded on this node".into(),
+            }),
+        }
+    }
+}
+
+fn is_loaded(name: &str) -> Result<bool> {
+    let loaded = std::fs::read_to_string(PROFILES)
+        .map_err(|e| Error::node(format!("read {PROFILES}"), e))?;
+    Ok(has(&loaded, name))
+}
+
+fn has(profiles: &str, name: &str) -> bool {
+    let mut names = profiles
+        .lines()
+        .filter_map(|line| line.rsplit_once(" ("))
+        .map(|(name, _mode)| name);
+    names.any(|loaded| loaded == name)
+}
+
+fn load_default() -> Result<(), LoadError> {
+    let own = std::fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
+    load(&policy(own.trim_end_matches('\0'), Path::new(ABI).exists()))
+}
+
+/// The profile as it is loaded by a daemon that is under a profile itself, `NAME (MODE)` in the words of the kernel.
+fn policy(own: &str, abi: bool) -> String {
+    let own = own.rsplit_once(" (").map_or("", |(name, _mode)| name);
+    let zcrid = if own.is_empty() { UNCONFINED } else { own };
+    let abi = if abi { "abi <abi/3.0>,\n" } else { "" };
+    format!("{abi}@{{zcrid}} = \"{zcrid}\"\n{DEFAULT_PROFILE}")
+}
+
+/// Compiles a policy and puts it into the kernel, over an earlier one of its name.
+fn load(policy: &str) -> Result<(), LoadError> {
+    let mut parser = Command::new(PARSER)
+        .args(["--replace", "--skip-cache"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(LoadError::Run)?;
+    if let Some(mut stdin) = parser.stdin.take() {
+        // One that does not read to the end says why in the end.
+        stdin.write_all(policy.as_bytes()).ok();
+    }
+    let output = parser.wait_with_output().map_err(LoadError::Run)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(LoadError::Refused {
+        status: output.status,
+        said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_found_by_its_whole_name() {
+        let profiles = "docker-default (enforce)\n/usr/bin/man (complain)\na (b) (enforce)\n";
+        for (name, expected) in [
+            ("docker-default", true),
+            ("docker", false),
+            ("default", false),
+            ("/usr/bin/man", true),
+            ("a (b)", true),
+            ("a", false),
+            ("", false),
+        ] {
+            assert_eq!(has(profiles, name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_policy_knows_who_loads_it() {
+        let first_lines = |own, abi| {
+            let policy = policy(own, abi);
+            policy.split("\n#").next().unwrap().to_owned()
+        };
+        assert_eq!(
+            first_lines("unconfined\n", false),
+            r#"@{zcrid} = "unconfined""#
+        );
+        assert_eq!(
+            first_lines("/usr/bin/zcrid (enforce)\n", true),
+            "abi <abi/3.0>,\n@{zcrid} = \"/usr/bin/zcrid\""
+        );
+        // SELinux speaks through the same file.
+        assert_eq!(first_lines("kernel", false), r#"@{zcrid} = "unconfined""#);
+    }
+
+    /// Also where the kernel has no AppArmor.
+    #[test]
+    fn what_the_parser_says_is_passed_on() {
+        match load("profile {").unwrap_err() {
+            LoadError::Refused { said, .. } => assert!(!said.is_empty()),
+            LoadError::Run(error) => assert_eq!(error.kind(), io::ErrorKind::NotFound),
+        }
+    }
+
+    /// The parser compiles without a kernel that has AppArmor.
+    #[test]
+    fn the_default_profile_compiles() {
+        let parser = Command::new(PARSER)
+            .args(["--skip-kernel-load", "--skip-cache", "--quiet"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut parser = match parser {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                eprintln!("skipped: there is no {PARSER}");
+                return;
+            }
+            other => other.unwrap(),
+        };
+        let mut stdin = parser.stdin.take().unwrap();
+        let text = policy("runner (enforce)", Path::new(ABI).exists());
+        stdin.write_all(text.as_bytes()).unwrap();
+        drop(stdin);
+        let output = parser.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+}
