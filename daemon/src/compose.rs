@@ -199,6 +199,10 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
     ] {
         std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     }
+    let layers = [node.root.join("images"), node.root.join("overlay")];
+    node.confinement
+        .label_layers(&layers)
+        .context("label the image store for SELinux")?;
     node.empty_trash().context("empty the trash")?;
     Ok(node)
 }

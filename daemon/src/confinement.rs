@@ -8,6 +8,8 @@ pub use apparmor::AppArmor;
 pub(crate) use relabel::{RelabelError, file as label_file, tree as label_tree};
 pub use selinux::{Labels, PodLabel, Selinux};
 
+use std::path::PathBuf;
+
 use crate::container::config::{AppArmorProfile, Security, SelinuxLabel};
 use crate::error::{Error, Result};
 use crate::runtime::HandlerFeatures;
@@ -40,6 +42,19 @@ impl Confinement {
             apparmor: AppArmor::of_node(),
             selinux: Selinux::of_node(),
         }
+    }
+
+    /// Labels the directories that hold layers; what is made in them later has their label by itself.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(crate) fn label_layers(&self, directories: &[PathBuf]) -> Result<(), RelabelError> {
+        let Some(label) = self.selinux.as_ref().and_then(Selinux::layers) else {
+            return Ok(());
+        };
+        directories
+            .iter()
+            .try_for_each(|directory| relabel::tree_once(directory, &label))
     }
 
     /// What becomes of a container in a pod that has this label, if `runtime` does it. Nothing that is asked for is left

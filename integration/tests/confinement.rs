@@ -87,7 +87,7 @@ async fn apparmor_profiles_are_those_asked_for() -> Test {
     ensure!(exec.success()?.trim() == DEFAULT, "{exec:?}");
     // Whatever runs on the node may unload it.
     let mut remove = std::process::Command::new("apparmor_parser");
-    remove.args(["--remove", "/dev/stdin"]);
+    remove.arg("--remove");
     remove.stdin(std::process::Stdio::piped());
     let mut remove = remove.spawn()?;
     let mut stdin = remove.stdin.take().context("no stdin")?;
@@ -105,7 +105,7 @@ async fn keeps_to_itself(pod: &Pod<'_>) -> Result<bool> {
     const SCRIPT: &str = "same() { v=$(cat $1) && (echo $v > $1) 2>/dev/null && echo $1; }
         same /proc/sys/vm/swappiness; same /proc/sys/kernel/printk_delay; same /proc/sys/kernel/shmmni
         (echo h > /proc/sysrq-trigger) 2>/dev/null && echo sysrq
-        mount -t tmpfs t /mnt 2>/dev/null && echo mount
+        mount -t tmpfs t /tmp 2>/dev/null && echo mount
         echo > /tmp/file && rm /tmp/file && echo file; sh -c 'kill -0 $PPID' && echo signal; true";
     let open = |c: &mut ContainerConfig| {
         let security = security(c);

@@ -83,6 +83,17 @@ pub(crate) fn tree(top: &Path, label: &str) -> Result<(), RelabelError> {
     set(file.as_fd(), label).map_err(failed)
 }
 
+/// The same once: a tree whose top has the label is left alone.
+///
+/// # Errors
+/// As [`tree`].
+pub(crate) fn tree_once(top: &Path, label: &str) -> Result<(), RelabelError> {
+    match open(CWD, top) {
+        Ok(file) if has(&name_of(file.as_fd()), label) => Ok(()),
+        _ => tree(top, label),
+    }
+}
+
 struct Walk<'a> {
     label: &'a str,
     /// Where it is, for the error.
@@ -172,20 +183,29 @@ fn list(directory: BorrowedFd<'_>) -> Result<Dir, Errno> {
 
 /// Labels what a descriptor of [`open`] is of.
 fn set(file: BorrowedFd<'_>, label: &str) -> Result<(), Errno> {
-    // Calls on descriptors refuse these; the name in /proc leads to the very file.
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let mut held = [0; LABEL_MAX];
-    if let Ok(length) = rustix::fs::getxattr(&name, ATTRIBUTE, &mut held) {
-        let held = held.get(..length).unwrap_or_default();
-        if held.strip_suffix(b"\0").unwrap_or(held) == label.as_bytes() {
-            return Ok(());
-        }
+    let name = name_of(file);
+    if has(&name, label) {
+        return Ok(());
     }
     match rustix::fs::setxattr(&name, ATTRIBUTE, label.as_bytes(), XattrFlags::empty()) {
         // No labels here (also where a mount option gives all files one), or nothing to be changed.
         Err(Errno::OPNOTSUPP | Errno::ROFS) => Ok(()),
         other => other,
     }
+}
+
+/// Calls on descriptors refuse those of [`open`]; the name in /proc leads to the very file.
+fn name_of(file: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+fn has(name: &str, label: &str) -> bool {
+    let mut held = [0; LABEL_MAX];
+    let Ok(length) = rustix::fs::getxattr(name, ATTRIBUTE, &mut held) else {
+        return false;
+    };
+    let held = held.get(..length).unwrap_or_default();
+    held.strip_suffix(b"\0").unwrap_or(held) == label.as_bytes()
 }
 
 #[cfg(test)]
@@ -256,6 +276,20 @@ mod tests {
         let before = (changed(&file), changed(dir.path()));
         tree(dir.path(), LABEL).unwrap();
         assert_eq!((changed(&file), changed(dir.path())), before);
+    }
+
+    #[test]
+    fn a_tree_is_labelled_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        tree_once(dir.path(), LABEL).unwrap();
+        assert_eq!(label_of(&file).as_deref(), Some(LABEL));
+        let later = dir.path().join("later");
+        std::fs::write(&later, "x").unwrap();
+        tree_once(dir.path(), LABEL).unwrap();
+        assert_eq!(label_of(&later), None, "there the kernel does it");
+        assert!(tree_once(Path::new("/etc"), LABEL).is_err());
     }
 
     #[test]

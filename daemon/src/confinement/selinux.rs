@@ -34,6 +34,8 @@ pub struct Selinux {
 struct Contexts {
     process: Context,
     file: Context,
+    /// Of what containers read and never write, such as the layers of images.
+    ro_file: Context,
 }
 
 /// A label. The level, and what it consists of, may be missing from a policy.
@@ -171,6 +173,13 @@ impl Selinux {
             ..contexts.file.clone()
         };
         Some(files.to_string())
+    }
+
+    /// The label of layers, below the file systems of containers: the kernel looks through an overlay at them when
+    /// memory that a file is mapped into becomes executable.
+    pub(super) fn layers(&self) -> Option<String> {
+        let contexts = self.contexts.as_ref()?;
+        Some(contexts.ro_file.to_string())
     }
 
     /// What the policy says. A label that is asked for of one that says nothing is an error.
@@ -316,9 +325,11 @@ fn find_contexts(root: &Path) -> Result<Contexts, String> {
             .and_then(Context::parse)
             .ok_or_else(|| format!("{} has no label {key:?}", path.display()))
     };
+    let file = context("file")?;
     Ok(Contexts {
         process: context("process")?,
-        file: context("file")?,
+        ro_file: context("ro_file").unwrap_or_else(|_| file.clone()),
+        file,
     })
 }
 

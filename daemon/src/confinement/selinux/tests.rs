@@ -18,6 +18,7 @@ impl Selinux {
             contexts: Some(Contexts {
                 process: context("system_u:system_r:container_t:s0"),
                 file: context("system_u:object_r:container_file_t:s0"),
+                ro_file: context("system_u:object_r:container_ro_file_t:s0"),
             }),
             taken: Taken::default(),
         }
@@ -167,6 +168,7 @@ fn a_policy_without_levels_gives_none() {
     module.contexts = Some(Contexts {
         process: context("system_u:system_r:container_t"),
         file: context("system_u:object_r:container_file_t"),
+        ro_file: context("system_u:object_r:container_file_t"),
     });
     let pod = module.pod_label(None, false).unwrap().unwrap();
     assert_eq!(pod.recorded(), "system_u:system_r:container_t");
