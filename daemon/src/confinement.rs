@@ -5,7 +5,9 @@ mod relabel;
 mod selinux;
 
 pub use apparmor::AppArmor;
+pub(crate) use apparmor::try_default as try_apparmor;
 pub(crate) use relabel::{RelabelError, file as label_file, tree as label_tree};
+pub(crate) use selinux::try_contexts as try_selinux;
 pub use selinux::{Labels, PodLabel, Selinux};
 
 use std::path::PathBuf;

@@ -6,6 +6,7 @@ use zcri_config::{Config, PlatformKind};
 use zcri_sys::node;
 
 use super::report::Area;
+use crate::confinement;
 
 /// The oldest kernel that has all that is called without a way around: pidfds (5.3), `clone3` (5.3) and `openat2`
 /// (5.6).
@@ -102,17 +103,32 @@ fn confinement(area: &mut Area<'_>) {
             "pods that ask for a profile are refused: take a kernel with CONFIG_SECCOMP_FILTER",
         );
     }
-    let modules: Vec<_> = ["apparmor", "selinux"]
-        .into_iter()
-        .filter(|name| node::security_module(name))
-        .collect();
-    if modules.is_empty() {
+    let [apparmor, selinux] = ["apparmor", "selinux"].map(node::security_module);
+    if apparmor {
+        match confinement::try_apparmor() {
+            Ok(()) => area.pass("AppArmor", "the default profile can be loaded"),
+            Err(why) => area.warn(
+                "AppArmor",
+                why,
+                "containers run without a profile: install the package apparmor",
+            ),
+        }
+    }
+    if selinux {
+        match confinement::try_selinux() {
+            Ok(label) => area.pass("SELinux", format!("containers are {label}")),
+            Err(why) => area.warn(
+                "SELinux",
+                why,
+                "containers are not labelled: install a policy that knows them (container-selinux)",
+            ),
+        }
+    }
+    if !apparmor && !selinux {
         area.pass(
             "security modules",
             "neither AppArmor nor SELinux: pods that ask for a profile are refused",
         );
-    } else {
-        area.pass("security modules", modules.join(", "));
     }
     if !Path::new("/proc/self/ns/cgroup").exists() {
         area.warn(

@@ -19,7 +19,7 @@ const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
 /// is not allowed is denied: with those of version 4 user namespaces would be.
 const ABI: &str = "/etc/apparmor.d/abi/3.0";
 /// The program that compiles profiles, of the package `apparmor`.
-pub(crate) const PARSER: &str = "apparmor_parser";
+const PARSER: &str = "apparmor_parser";
 
 /// AppArmor of a node.
 #[derive(Debug)]
@@ -104,9 +104,21 @@ fn has(profiles: &str, name: &str) -> bool {
     names.any(|loaded| loaded == name)
 }
 
+/// Whether the default profile can be had here. Nothing is loaded.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn try_default() -> Result<(), String> {
+    parse(&default_policy(), &["--skip-kernel-load", "--quiet"]).map_err(|e| Chain(&e).to_string())
+}
+
 fn load_default() -> Result<(), LoadError> {
+    parse(&default_policy(), &["--replace"])
+}
+
+fn default_policy() -> String {
     let own = std::fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
-    load(&policy(own.trim_end_matches('\0'), Path::new(ABI).exists()))
+    policy(own.trim_end_matches('\0'), Path::new(ABI).exists())
 }
 
 /// The profile as it is loaded by a daemon that is under a profile itself, `NAME (MODE)` in the words of the kernel.
@@ -117,10 +129,11 @@ fn policy(own: &str, abi: bool) -> String {
     format!("{abi}@{{zcrid}} = \"{zcrid}\"\n{DEFAULT_PROFILE}")
 }
 
-/// Compiles a policy and puts it into the kernel, over an earlier one of its name.
-fn load(policy: &str) -> Result<(), LoadError> {
+/// Compiles a policy and does with it what is asked for.
+fn parse(policy: &str, what: &[&str]) -> Result<(), LoadError> {
     let mut parser = Command::new(PARSER)
-        .args(["--replace", "--skip-cache"])
+        .arg("--skip-cache")
+        .args(what)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -178,36 +191,29 @@ mod tests {
         assert_eq!(first_lines("kernel", false), r#"@{zcrid} = "unconfined""#);
     }
 
-    /// Also where the kernel has no AppArmor.
+    /// The parser needs no kernel that has AppArmor.
     #[test]
-    fn what_the_parser_says_is_passed_on() {
-        match load("profile {").unwrap_err() {
-            LoadError::Refused { said, .. } => assert!(!said.is_empty()),
-            LoadError::Run(error) => assert_eq!(error.kind(), io::ErrorKind::NotFound),
-        }
-    }
-
-    /// The parser compiles without a kernel that has AppArmor.
-    #[test]
-    fn the_default_profile_compiles() {
-        let parser = Command::new(PARSER)
-            .args(["--skip-kernel-load", "--skip-cache", "--quiet"])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut parser = match parser {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    fn the_default_profile_compiles_and_nonsense_does_not() {
+        const TRY: &[&str] = &["--skip-kernel-load", "--quiet"];
+        match parse("profile {", TRY) {
+            Err(LoadError::Run(error)) if error.kind() == io::ErrorKind::NotFound => {
                 eprintln!("skipped: there is no {PARSER}");
                 return;
             }
-            other => other.unwrap(),
-        };
-        let mut stdin = parser.stdin.take().unwrap();
-        let text = policy("runner (enforce)", Path::new(ABI).exists());
-        stdin.write_all(text.as_bytes()).unwrap();
-        drop(stdin);
-        let output = parser.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
+            Err(LoadError::Refused { said, .. }) => {
+                assert!(said.contains("syntax error"), "{said}");
+            }
+            other => panic!("{other:?}"),
+        }
+        for own in [
+            "unconfined",
+            "runner (enforce)",
+            "/usr/sbin/zcrid (complain)",
+        ] {
+            for abi in [Path::new(ABI).exists(), false] {
+                parse(&policy(own, abi), TRY).unwrap();
+            }
+        }
+        try_default().unwrap();
     }
 }

@@ -255,6 +255,14 @@ impl fmt::Display for Context {
     }
 }
 
+/// The label of containers by this node's policy.
+///
+/// # Errors
+/// It has none.
+pub(crate) fn try_contexts() -> Result<String, String> {
+    find_contexts(Path::new("/")).map(|contexts| contexts.process.to_string())
+}
+
 /// Whether the policy has a label: the kernel says it, before a runtime would fail with nothing but EINVAL.
 fn check(context: &Context, asked: Option<&SelinuxLabel>) -> Result<()> {
     if asked.is_none() {
