@@ -3,26 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Names of limits (setrlimit(2), without `RLIMIT_`).
-const NAMES: [&str; 16] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
-
 /// The word for no limit.
 const UNLIMITED: &str = "unlimited";
 
@@ -37,6 +17,28 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
+impl Rlimit {
+    /// The names that there are (setrlimit(2), without `RLIMIT_`).
+    pub const NAMES: [&str; 16] = [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+}
+
 impl FromStr for Rlimit {
     type Err = ();
 
@@ -44,7 +46,10 @@ impl FromStr for Rlimit {
         let (name, values) = text.split_once('=').ok_or(())?;
         let (soft, hard) = values.split_once(':').unwrap_or((values, values));
         let limit = Self {
-            name: NAMES.into_iter().find(|known| *known == name).ok_or(())?,
+            name: Self::NAMES
+                .into_iter()
+                .find(|known| *known == name)
+                .ok_or(())?,
             soft: value(soft)?,
             hard: value(hard)?,
         };

@@ -72,6 +72,18 @@ pub enum Error {
         #[source]
         source: Source,
     },
+    /// A command names a program that its container does not have or may not execute: the client's matter, not the
+    /// node's.
+    #[error("container {id} cannot run {program:?}")]
+    Program {
+        /// The container.
+        id: String,
+        /// The program, as the client named it.
+        program: String,
+        /// The OCI runtime's words.
+        #[source]
+        source: Source,
+    },
     /// A command in a container took longer than it was given.
     #[error("command {command:?} in container {id} timed out after {seconds} s")]
     ExecTimeout {

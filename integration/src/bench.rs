@@ -2,6 +2,7 @@
 //! that whatever else the machine does concerns both.
 
 pub mod endpoint;
+pub mod log;
 pub mod process;
 pub mod pull;
 pub mod report;

@@ -101,6 +101,12 @@ pub fn small_layer(name: &str, content: impl AsRef<[u8]>, compression: Compressi
         .build(compression)
 }
 
+/// An image of this machine with one small layer.
+pub fn small(name: &str) -> Image {
+    let layer = small_layer(name, noise(name.len() as u64, 20_000), Compression::Gzip);
+    Image::builder(&host_platform()).layer(layer).build()
+}
+
 /// Bytes that no compressor makes smaller, the same for the same seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     // splitmix64

@@ -14,6 +14,7 @@ pub mod lpar;
 pub mod node;
 pub mod plugin;
 pub mod pod;
+pub mod session;
 pub mod stream_client;
 pub mod usage;
 pub mod wait;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::TestNode;
 use crate::plugin;
 use crate::pod::{Pod, pod_security, words};
-use crate::v1::{ContainerStatusRequest, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use crate::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 use crate::zos_runc::Deny;
 
 pub use sysplex::{Lpar, Sysplex, vipas};
@@ -65,21 +65,6 @@ impl TestNode {
         let mut config = self.pod_config(name)?;
         namespaces(&mut config).network = NamespaceMode::Node.into();
         Ok(config)
-    }
-
-    /// What a verbose ContainerStatus shows beside the status.
-    ///
-    /// # Errors
-    /// As the daemon says.
-    pub async fn info(&self, id: &str) -> Result<Value> {
-        let request = ContainerStatusRequest {
-            container_id: id.to_owned(),
-            verbose: true,
-        };
-        let answer = self.cri().runtime().container_status(request).await?;
-        let info = answer.into_inner().info;
-        let text = info.get("info").context("an answer without info")?;
-        Ok(serde_json::from_str(text)?)
     }
 
     /// Starts a web server in a pod, on port 80 of any address, that says its name and who asked.

@@ -1,15 +1,17 @@
 //! Pods and containers as tests describe them: the configuration that a kubelet would send, and the usual steps.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Pid;
+use serde_json::Value;
 use zcri_proto::v1::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ImageSpec, KeyValue,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata,
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
+    ImageSpec, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest,
 };
 
 use crate::cri_log::{self, Line};
@@ -100,6 +102,13 @@ pub fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
+/// Labels, annotations, or whatever else the interface has as a map.
+pub fn labels<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}
+
 /// The variables of a container.
 pub fn envs<const N: usize>(pairs: [(&str, &str); N]) -> Vec<KeyValue> {
     pairs
@@ -179,6 +188,32 @@ impl TestNode {
     /// As the daemon says.
     pub async fn pod(&self, name: &str) -> Result<Pod<'_>> {
         self.run_pod(self.pod_config(name)?).await
+    }
+
+    /// What a verbose ContainerStatus shows beside the status.
+    ///
+    /// # Errors
+    /// As the daemon says.
+    pub async fn info(&self, id: &str) -> Result<Value> {
+        let request = ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: true,
+        };
+        let answer = self.cri().runtime().container_status(request).await?;
+        parse_info(&answer.into_inner().info)
+    }
+
+    /// What a verbose PodSandboxStatus shows beside the status.
+    ///
+    /// # Errors
+    /// As the daemon says.
+    pub async fn pod_info(&self, id: &str) -> Result<Value> {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: id.to_owned(),
+            verbose: true,
+        };
+        let answer = self.cri().runtime().pod_sandbox_status(request).await?;
+        parse_info(&answer.into_inner().info)
     }
 
     /// Waits until a container has ended.
@@ -312,6 +347,12 @@ impl Pod<'_> {
             .filter(|ip| !ip.is_empty())
             .context("the pod has no address")
     }
+}
+
+/// The verbose part of a status.
+fn parse_info(info: &HashMap<String, String>) -> Result<Value> {
+    let text = info.get("info").context("an answer without info")?;
+    Ok(serde_json::from_str(text)?)
 }
 
 /// The configuration of a container of `image` as a kubelet sends it.

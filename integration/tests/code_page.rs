@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use tonic::Code;
 use zcri_integration::pod::words;
+use zcri_integration::session::open;
 use zcri_integration::stream_client::{Remote, SPDY, Streams, WEBSOCKET};
 use zcri_integration::v1::{ContainerConfig, Mount};
 use zcri_integration::{Pod, Test, TestNode, cri_log, images, wait};
@@ -107,11 +108,7 @@ async fn all_ways(node: TestNode, zos: bool) -> Test {
 
     for transport in [SPDY, WEBSOCKET] {
         let script = "cat; cat /data/all; cat /data/all >&2";
-        let url = node
-            .cri()
-            .exec_url(&id, ["/bin/sh", "-c", script], Streams::ALL)
-            .await?;
-        let session = Remote::open(&url, transport, Streams::ALL).await?;
+        let session = open(&node, &id, script, transport, Streams::ALL).await?;
         // Input is a file's as often as a person's: bytes, as they are.
         session.input.write(b"\x81\x82\x15").await?;
         session.input.close().await?;
@@ -164,12 +161,9 @@ async fn a_terminal_is_converted_both_ways() -> Test {
     let attached = Remote::open(&url, SPDY, Streams::TTY).await?;
     // To the terminal of this kernel the end of a line is 0x0a, which SMM is in IBM-1047.
     attached.input.write("\u{8e}".as_bytes()).await?;
-    let url = node
-        .cri()
-        .exec_url(&id, ["/bin/sh", "-c", &script("exec")], Streams::TTY)
-        .await?;
+    let exec = open(&node, &id, &script("exec"), WEBSOCKET, Streams::TTY).await?;
     // The container ends with the last of them.
-    sessions.push(("exec", Remote::open(&url, WEBSOCKET, Streams::TTY).await?));
+    sessions.push(("exec", exec));
     sessions.push(("attach", attached));
     for (name, mut session) in sessions {
         let begun = session.expect("ended by LF, \u{fc}\n").await;

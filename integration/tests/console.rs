@@ -20,13 +20,15 @@ fn builder() -> zcri_integration::Builder {
 /// Begins the daemon with a console, in a file beside the node's others.
 async fn start(builder: zcri_integration::Builder) -> Result<TestNode> {
     let mut node = builder.prepare().await?;
-    drop_in(
-        &node,
-        "80-console",
-        &format!("[console]\noutput = {:?}\n", console(&node)),
-    )?;
+    use_console(&node)?;
     node.start_daemon().await?;
     Ok(node)
+}
+
+/// The next daemon's console is a file.
+fn use_console(node: &TestNode) -> Test {
+    let text = format!("[console]\noutput = {:?}\n", console(node));
+    drop_in(node, "80-console", &text)
 }
 
 fn console(node: &TestNode) -> PathBuf {
@@ -338,11 +340,7 @@ async fn a_lost_runtime_is_told_and_its_return_too() -> Test {
         "70-runc",
         &format!("[runtime.handlers.runc]\npath = {wrapper:?}\n"),
     )?;
-    drop_in(
-        &node,
-        "80-console",
-        &format!("[console]\noutput = {:?}\n", console(&node)),
-    )?;
+    use_console(&node)?;
     node.start_daemon().await?;
     let status = async || node.cri().node_status().await.map(drop);
     status().await?;

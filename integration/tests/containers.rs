@@ -267,18 +267,24 @@ async fn ready(pod: &Pod<'_>, config: &ContainerConfig) -> Result<()> {
     .await
 }
 
-#[tokio::test]
-async fn a_container_that_ignores_its_signal_is_killed_after_the_grace_period() -> Test {
-    let node = TestNode::start().await?;
-    let pod = node.pod("p").await?;
-    let mut config = node.container_config("deaf").await?;
+/// A container that has begun to ignore the signal to end.
+async fn deaf(node: &TestNode, pod: &Pod<'_>, name: &str) -> Result<String> {
+    let mut config = node.container_config(name).await?;
     config.command = words([
         "/bin/sh",
         "-c",
         "trap '' TERM; echo ready; while :; do sleep 0.01; done",
     ]);
     let id = pod.start(&config).await?;
-    ready(&pod, &config).await?;
+    ready(pod, &config).await?;
+    Ok(id)
+}
+
+#[tokio::test]
+async fn a_container_that_ignores_its_signal_is_killed_after_the_grace_period() -> Test {
+    let node = TestNode::start().await?;
+    let pod = node.pod("p").await?;
+    let id = deaf(&node, &pod, "deaf").await?;
     let start = Instant::now();
     node.cri().stop(&id, 1).await?;
     let took = start.elapsed();
@@ -289,14 +295,7 @@ async fn a_container_that_ignores_its_signal_is_killed_after_the_grace_period() 
     assert_eq!(node.cri().status(&id).await?.exit_code, 137);
 
     // Without one it is killed at once, also while another stop waits.
-    let mut config = node.container_config("deaf2").await?;
-    config.command = words([
-        "/bin/sh",
-        "-c",
-        "trap '' TERM; echo ready; while :; do sleep 0.01; done",
-    ]);
-    let id = pod.start(&config).await?;
-    ready(&pod, &config).await?;
+    let id = deaf(&node, &pod, "deaf2").await?;
     let patient = tokio::spawn({
         let (cri, id) = (node.cri().clone(), id.clone());
         async move { cri.stop(&id, 600).await }

@@ -3,40 +3,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, ensure};
 use tonic::Code;
 use zcri_integration::pod::{envs, words};
-use zcri_integration::v1::{ContainerStatusRequest, PodSandboxStatusRequest, StopContainerRequest};
+use zcri_integration::v1::{ContainerStatusRequest, StopContainerRequest};
 use zcri_integration::{Test, TestNode};
-
-async fn pod_info(node: &TestNode, id: &str) -> Result<Value> {
-    let request = PodSandboxStatusRequest {
-        pod_sandbox_id: id.to_owned(),
-        verbose: true,
-    };
-    let answer = node
-        .cri()
-        .runtime()
-        .pod_sandbox_status(request)
-        .await?
-        .into_inner();
-    Ok(serde_json::from_str(&answer.info["info"])?)
-}
-
-async fn container_info(node: &TestNode, id: &str) -> Result<Value> {
-    let request = ContainerStatusRequest {
-        container_id: id.to_owned(),
-        verbose: true,
-    };
-    let answer = node
-        .cri()
-        .runtime()
-        .container_status(request)
-        .await?
-        .into_inner();
-    Ok(serde_json::from_str(&answer.info["info"])?)
-}
 
 #[tokio::test]
 async fn the_verbose_status_of_a_container_is_as_crictl_prints_it() -> Test {
@@ -46,10 +17,10 @@ async fn the_verbose_status_of_a_container_is_as_crictl_prints_it() -> Test {
     config.envs = envs([("KEY", "value")]);
     config.annotations = [("note".to_owned(), "x".to_owned())].into();
     let id = pod.create(&config).await?;
-    let info = container_info(&node, &id).await?;
+    let info = node.info(&id).await?;
     assert_eq!(info["pid"], 0, "it does not run");
     node.cri().start(&id).await?;
-    let info = container_info(&node, &id).await?;
+    let info = node.info(&id).await?;
     assert_eq!(info["sandboxID"], pod.id);
     let pid = info["pid"].as_u64().context("no pid")?;
     let words = std::fs::read(format!("/proc/{pid}/cmdline"))?;
@@ -106,7 +77,7 @@ async fn the_verbose_status_of_a_pod_is_as_crictl_prints_it() -> Test {
     security.namespace_options = Some(Default::default());
     config.labels = [("tier".to_owned(), "front".to_owned())].into();
     let pod = node.run_pod(config).await?;
-    let info = pod_info(&node, &pod.id).await?;
+    let info = node.pod_info(&pod.id).await?;
     let pid = info["pid"].as_u64().context("no pid")?;
     ensure!(
         std::path::Path::new(&format!("/proc/{pid}")).exists(),
@@ -123,7 +94,7 @@ async fn the_verbose_status_of_a_pod_is_as_crictl_prints_it() -> Test {
     assert_eq!(info["config"]["labels"]["tier"], "front");
     assert_eq!(info["runtimeHandler"], "runc");
     node.cri().stop_pod(&pod.id).await?;
-    let info = pod_info(&node, &pod.id).await?;
+    let info = node.pod_info(&pod.id).await?;
     assert_eq!(info["processStatus"], "deleted");
     assert_eq!(info["netNamespaceClosed"], true);
     node.finish().await

@@ -1,6 +1,7 @@
 //! ExecSync: output, exit codes, limits, time-outs, and what is left of the processes.
 #![forbid(unsafe_code)]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -8,7 +9,7 @@ use futures::future::try_join_all;
 use tonic::Code;
 use zcri_integration::pod::{envs, security, words};
 use zcri_integration::v1::Int64Value;
-use zcri_integration::{Test, TestNode, wait};
+use zcri_integration::{Test, TestNode, binaries, wait};
 
 /// What of each stream is kept (api.proto, ExecSyncResponse).
 const LIMIT: usize = 16 << 20;
@@ -60,15 +61,64 @@ async fn a_command_runs_as_the_container_does() -> Test {
     node.finish().await
 }
 
+/// A probe that names a wrong program does so every few seconds: no WARN is allowed here. The code is that of containerd
+/// and CRI-O.
 #[tokio::test]
 async fn a_missing_program_is_told() -> Test {
-    let node = TestNode::builder().allow_log("ExecSync").start().await?;
-    let id = node.pod("p").await?.sleeper("c").await?;
-    match node.cri().exec(&id, ["/no/such/program"], 5).await {
-        Ok(answer) => ensure!(matches!(answer.exit_code, 126 | 127), "{answer:?}"),
-        Err(status) => ensure!(status.message().contains("/no/such/program"), "{status:?}"),
+    let node = TestNode::start().await?;
+    for handler in ["runc", "crun"] {
+        let pod = node
+            .run_pod_with(node.pod_config(handler)?, handler)
+            .await?;
+        let id = pod.sleeper("c").await?;
+        for program in ["/no/such/program", "nosuchprogram", "/etc/passwd"] {
+            let refused = node.cri().exec(&id, [program], 5).await.err();
+            let refused = refused.with_context(|| format!("{handler} has run {program}"))?;
+            assert_eq!(refused.code(), Code::Unknown, "{handler} {refused:?}");
+            ensure!(
+                refused.message().contains(&format!("{program:?}"))
+                    && refused.message().contains("OCI runtime exec failed"),
+                "{refused:?}"
+            );
+            let log = node.log();
+            let told = |line: &&str| line.contains(&id) && line.contains(program);
+            let lines: Vec<&str> = log.lines().filter(told).collect();
+            ensure!(
+                lines.len() == 1 && lines[0].contains("INFO"),
+                "{handler} {program}: {lines:?}"
+            );
+        }
+        assert_eq!(node.exec(&id, "echo fine").await?.success()?, "fine");
     }
-    assert_eq!(node.exec(&id, "echo fine").await?.success()?, "fine");
+    node.finish().await
+}
+
+/// What is not the program's fault is the node's, and its operator sees it.
+#[tokio::test]
+async fn a_runtime_that_cannot_run_commands_is_warned_of() -> Test {
+    let failure = "OCI runtime exec failed: exit status 9";
+    let mut node = TestNode::builder().allow_log(failure).prepare().await?;
+    let program = node.files().dir.join("runtime");
+    let runc = binaries::system("runc", "runc")?;
+    // Its exec fails, whatever is to be run.
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *' exec '*) exit 9;; esac\nexec {} \"$@\"\n",
+        runc.display()
+    );
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    node.add_config(&format!("[runtime.handlers.bad]\npath = {program:?}\n"))?;
+    node.start_daemon().await?;
+    let pod = node.run_pod_with(node.pod_config("p")?, "bad").await?;
+    let id = pod.sleeper("c").await?;
+    let refused = node.cri().exec(&id, ["/bin/true"], 5).await.err();
+    let refused = refused.context("it has run")?;
+    assert_eq!(refused.code(), Code::Internal, "{refused:?}");
+    ensure!(refused.message().contains(failure), "{refused:?}");
+    let log = node.log();
+    let warned = |line: &str| line.contains("WARN") && line.contains(failure);
+    ensure!(log.lines().any(warned), "{log}");
+    drop(pod);
     node.finish().await
 }
 

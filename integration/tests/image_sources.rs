@@ -4,18 +4,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use zcri_integration::images::{self, noise, small_layer};
+use zcri_integration::images::{self, small, small_layer};
 use zcri_integration::registry::{Compression, Fault, Image, Index, ManifestKind, Registry};
 use zcri_integration::v1::AuthConfig;
 use zcri_integration::{Test, TestNode};
-
-/// An image of this machine with one small layer.
-fn small(name: &str) -> Image {
-    let layer = small_layer(name, noise(name.len() as u64, 20_000), Compression::Gzip);
-    Image::builder(&images::host_platform())
-        .layer(layer)
-        .build()
-}
 
 #[tokio::test]
 async fn indexes_and_manifest_lists_give_the_host_platform() -> Test {

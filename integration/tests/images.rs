@@ -7,18 +7,10 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
 use tonic::Code;
-use zcri_integration::images::{self, noise, small_layer};
+use zcri_integration::images::{self, noise, small, small_layer};
 use zcri_integration::registry::{Compression, Fault, Image};
 use zcri_integration::v1::{ImageFilter, ImageSpec, ListImagesRequest};
 use zcri_integration::{Test, TestNode, client, wait};
-
-/// An image of this machine with one small layer.
-fn small(name: &str) -> Image {
-    let layer = small_layer(name, noise(name.len() as u64, 20_000), Compression::Gzip);
-    Image::builder(&images::host_platform())
-        .layer(layer)
-        .build()
-}
 
 #[tokio::test]
 async fn an_image_by_tag_has_one_id_and_all_its_names() -> Test {

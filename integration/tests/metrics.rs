@@ -249,8 +249,8 @@ fn count(answer: &str, name: &str) -> Result<String> {
     line(answer, name).map(|value| value.to_string())
 }
 
-#[tokio::test]
-async fn prometheus_hears_of_calls_pods_and_images() -> Test {
+/// A node that serves metrics, and where.
+async fn with_metrics() -> Result<(TestNode, SocketAddr)> {
     let node = TestNode::builder()
         .config("[metrics]\nlisten = \"127.0.0.1:0\"\n")
         .start()
@@ -261,6 +261,12 @@ async fn prometheus_hears_of_calls_pods_and_images() -> Test {
         .find(|line| line.contains("metrics are served"))
         .and_then(|line| line.split("address=").nth(1));
     let address: SocketAddr = address.context("no address")?.trim().parse()?;
+    Ok((node, address))
+}
+
+#[tokio::test]
+async fn prometheus_hears_of_calls_pods_and_images() -> Test {
+    let (node, address) = with_metrics().await?;
     let pod = node.pod("p").await?;
     pod.sleeper("c").await?;
     let unknown = node.cri().status("f00").await;
@@ -286,16 +292,7 @@ async fn prometheus_hears_of_calls_pods_and_images() -> Test {
 
 #[tokio::test]
 async fn clients_that_say_nothing_keep_nobody_out_and_the_daemon_not_up() -> Test {
-    let mut node = TestNode::builder()
-        .config("[metrics]\nlisten = \"127.0.0.1:0\"\n")
-        .start()
-        .await?;
-    let log = node.log();
-    let address = log
-        .lines()
-        .find(|line| line.contains("metrics are served"))
-        .and_then(|line| line.split("address=").nth(1));
-    let address: SocketAddr = address.context("no address")?.trim().parse()?;
+    let (mut node, address) = with_metrics().await?;
     let silent: Vec<_> = (0..20)
         .map(|_| TcpStream::connect(address))
         .collect::<Result<_, _>>()?;

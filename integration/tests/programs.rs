@@ -1,6 +1,7 @@
 //! The programs of this package as a user calls them: the demo and the benchmark.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,11 +21,23 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&all).into_owned()
 }
 
-#[tokio::test]
-async fn the_demo_shows_every_step_and_leaves_nothing() -> Test {
-    let output = run(&mut Command::new(env!("CARGO_BIN_EXE_cri-demo"))).await?;
+/// Runs a demo, which shows these steps in their order.
+async fn shows(program: &str, steps: &[&str]) -> Test {
+    let output = run(&mut Command::new(program)).await?;
     let shown = text(&output);
     ensure!(output.status.success(), "{shown}");
+    let mut rest = shown.as_str();
+    for step in steps {
+        let at = rest
+            .find(step)
+            .with_context(|| format!("{step:?} is missing, or not in its place: {shown}"))?;
+        rest = &rest[at..];
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_demo_shows_every_step_and_leaves_nothing() -> Test {
     let steps = [
         "zos/s390x",
         "PullImage",
@@ -40,21 +53,11 @@ async fn the_demo_shows_every_step_and_leaves_nothing() -> Test {
         "RemovePodSandbox",
         "leak check",
     ];
-    let mut rest = shown.as_str();
-    for step in steps {
-        let at = rest
-            .find(step)
-            .with_context(|| format!("{step:?} is missing, or not in its place: {shown}"))?;
-        rest = &rest[at..];
-    }
-    Ok(())
+    shows(env!("CARGO_BIN_EXE_cri-demo"), &steps).await
 }
 
 #[tokio::test]
 async fn the_demo_of_two_lpars_shows_every_step_and_leaves_nothing() -> Test {
-    let output = run(&mut Command::new(env!("CARGO_BIN_EXE_lpar-demo"))).await?;
-    let shown = text(&output);
-    ensure!(output.status.success(), "{shown}");
     let steps = [
         "VIPARANGE 10.91.1.248/29 ZCONTAINER",
         "VIPARANGE 10.91.2.248/29 ZCONTAINER",
@@ -70,14 +73,7 @@ async fn the_demo_of_two_lpars_shows_every_step_and_leaves_nothing() -> Test {
         "LPAR 1 ends",
         "LPAR 2 ends",
     ];
-    let mut rest = shown.as_str();
-    for step in steps {
-        let at = rest
-            .find(step)
-            .with_context(|| format!("{step:?} is missing, or not in its place: {shown}"))?;
-        rest = &rest[at..];
-    }
-    Ok(())
+    shows(env!("CARGO_BIN_EXE_lpar-demo"), &steps).await
 }
 
 #[tokio::test]
@@ -94,14 +90,14 @@ async fn a_demo_without_its_daemon_fails_in_one_line() -> Test {
     Ok(())
 }
 
-#[tokio::test]
-async fn the_benchmark_measures_two_sockets_and_cleans_up() -> Test {
-    let (one, two) = (TestNode::start().await?, TestNode::start().await?);
-    let out = tempfile::tempdir()?;
-    let path = |name: &str| out.path().join(name);
-    let image = one.busybox().await?;
+/// A benchmark of two nodes that does a little of everything, and writes its reports to the files `b.*`.
+async fn small_benchmark(
+    nodes: [(&str, &TestNode); 2],
+    path: impl Fn(&str) -> PathBuf,
+) -> Result<Command> {
+    let image = nodes[0].1.busybox().await?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_cri-bench"));
-    for (name, node) in [("first", &one), ("second", &two)] {
+    for (name, node) in nodes {
         command
             .arg("--endpoint")
             .arg(format!("{name}=unix://{}", node.files().socket().display()));
@@ -121,6 +117,8 @@ async fn the_benchmark_measures_two_sockets_and_cleans_up() -> Test {
         "1",
         "--transfer-mib",
         "32",
+        "--log-mib",
+        "20",
         "--sessions",
         "40",
     ]);
@@ -132,7 +130,16 @@ async fn the_benchmark_measures_two_sockets_and_cleans_up() -> Test {
         .arg(path("b.svg"))
         .arg("--markdown")
         .arg(path("b.md"));
-    let output = run(&mut command).await?;
+    Ok(command)
+}
+
+#[tokio::test]
+async fn the_benchmark_measures_two_sockets_and_cleans_up() -> Test {
+    let (one, two) = (TestNode::start().await?, TestNode::start().await?);
+    let out = tempfile::tempdir()?;
+    let path = |name: &str| out.path().join(name);
+    let output =
+        run(&mut small_benchmark([("first", &one), ("second", &two)], &path).await?).await?;
     ensure!(output.status.success(), "{}", text(&output));
     let report: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(path("b.json"))?)?;
@@ -150,6 +157,10 @@ async fn the_benchmark_measures_two_sockets_and_cleans_up() -> Test {
         "exec, terminal output",
         "200 exec sessions at once",
         "left: file descriptors",
+        "container log",
+        "container log, CPU",
+        "container log, IBM-1047",
+        "container log, IBM-1047, CPU",
     ] {
         let row = rows
             .iter()

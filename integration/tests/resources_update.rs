@@ -7,8 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use tonic::Code;
 use zcri_integration::pod::{resources, words};
 use zcri_integration::v1::{
-    HugepageLimit, LinuxContainerResources, PodSandboxStatusRequest,
-    UpdatePodSandboxResourcesRequest,
+    HugepageLimit, LinuxContainerResources, UpdatePodSandboxResourcesRequest,
 };
 use zcri_integration::{Test, TestNode};
 
@@ -287,18 +286,7 @@ async fn what_a_pod_costs_is_kept_and_told() -> Test {
         })
     };
     let info = async |node: &TestNode| -> Result<(serde_json::Value, serde_json::Value)> {
-        let request = PodSandboxStatusRequest {
-            pod_sandbox_id: id.clone(),
-            verbose: true,
-        };
-        let answer = node
-            .cri()
-            .runtime()
-            .pod_sandbox_status(request)
-            .await?
-            .into_inner();
-        let info: serde_json::Value =
-            serde_json::from_str(answer.info.get("info").context("no info")?)?;
+        let info = node.pod_info(&id).await?;
         let of = |name: &str| info[name]["memory_limit_in_bytes"].clone();
         Ok((of("overhead"), of("resources")))
     };

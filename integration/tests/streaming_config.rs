@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use zcri_integration::session::open;
 use zcri_integration::stream_client::{Remote, SPDY, Streams, WEBSOCKET};
 use zcri_integration::{Test, TestNode, wait};
 
@@ -51,9 +52,8 @@ async fn a_session_in_which_nothing_moves_is_ended_with_its_command() -> Test {
         .await?;
     let id = node.pod("p").await?.sleeper("c").await?;
     for transport in [SPDY, WEBSOCKET] {
-        let script = ["/bin/sh", "-c", "echo up; exec sleep 7777"];
-        let url = node.cri().exec_url(&id, script, Streams::ALL).await?;
-        let mut session = Remote::open(&url, transport, Streams::ALL).await?;
+        let script = "echo up; exec sleep 7777";
+        let mut session = open(&node, &id, script, transport, Streams::ALL).await?;
         session.expect("up\n").await?;
         let start = Instant::now();
         while session.next().await?.is_some() {}

@@ -10,7 +10,7 @@ use zcri_sys::file_tag::ccsid;
 
 use super::ContainerView;
 use super::output::{self, Chunk};
-use super::session::{FifoName, MOST_BYTES, container_is_gone, next_id, read_now};
+use super::session::{FifoName, MOST_BYTES, NotStarted, next_id, read_now};
 use super::spec;
 use crate::error::{Error, Result, Source};
 use crate::node::blocking;
@@ -75,7 +75,8 @@ pub async fn exec_sync(
     let deadline = timeout.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
     // The OCI runtime writes to the command's own streams when it cannot start it.
     let started = reading(shim.start(id, &exec_id), &mut stdout, &mut stderr).await;
-    let started = started.and_then(|started| started.map_err(|error| not_started(id, error)));
+    let started =
+        started.and_then(|started| started.map_err(|error| not_started(id, &program, error)));
     let result = match started {
         Err(error) => Err(error),
         Ok(_pid) => {
@@ -122,15 +123,20 @@ fn failed(action: &'static str, id: &str, error: ShimError) -> Error {
     }
 }
 
-fn not_started(id: &str, error: ShimError) -> Error {
-    if !container_is_gone(&error) {
-        return failed("exec", id, error);
-    }
-    Error::State {
-        what: "container",
-        id: id.into(),
-        state: "exited",
-        action: "run a command",
+fn not_started(id: &str, program: &str, error: ShimError) -> Error {
+    match NotStarted::because_of(&error) {
+        NotStarted::ContainerGone => Error::State {
+            what: "container",
+            id: id.into(),
+            state: "exited",
+            action: "run a command",
+        },
+        NotStarted::Program { .. } => Error::Program {
+            id: id.into(),
+            program: program.into(),
+            source: Box::new(error),
+        },
+        NotStarted::Other => failed("exec", id, error),
     }
 }
 

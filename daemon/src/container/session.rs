@@ -314,35 +314,48 @@ pub(crate) fn refused(error: &Error) -> SessionError {
     }
 }
 
-/// Whether a command did not start because its container had ended by then.
-pub(super) fn container_is_gone(error: &ShimError) -> bool {
-    // The last one is runc's when the container ends while it looks at it.
-    let stopped = ["that has stopped", "stopped container", "lstat /proc/"];
-    let message = Chain(error).to_string();
-    error.is_not_found()
-        || error.is_precondition()
-        || stopped.iter().any(|words| message.contains(words))
+/// Why a command did not start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotStarted {
+    /// Its container had ended by then.
+    ContainerGone,
+    /// The container does not have the program, or may not execute it.
+    Program {
+        /// A shell's code for it (POSIX, 2.8.2): 127 for what is not found, 126 for what cannot be executed.
+        code: u8,
+    },
+    /// Neither of these: the OCI runtime or its shim failed.
+    Other,
 }
 
-/// Why a command did not start, in the runtime's words. The codes are a shell's (POSIX, 2.8.2): 127 for what is not
-/// found, 126 for what cannot be executed.
+impl NotStarted {
+    /// Reads it from the runtime's words.
+    pub(super) fn because_of(error: &ShimError) -> Self {
+        let message = Chain(error).to_string().to_ascii_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+        // The last one is runc's when the container ends while it looks at it.
+        let stopped = ["that has stopped", "stopped container", "lstat /proc/"];
+        if error.is_not_found() || error.is_precondition() || says(&stopped) {
+            Self::ContainerGone
+        } else if !says(&["exec: ", "exec /", "executable"]) {
+            Self::Other
+        } else if says(&["not found", "no such file or directory"]) {
+            Self::Program { code: 127 }
+        } else if says(&["permission denied", "exec format error", "is a directory"]) {
+            Self::Program { code: 126 }
+        } else {
+            Self::Other
+        }
+    }
+}
+
+/// Why a command did not start, as the client of a session is told it.
 fn cannot_start(error: &ShimError) -> SessionError {
     let message = Chain(error).to_string();
-    let says = |words: &[&str]| {
-        let message = message.to_ascii_lowercase();
-        words.iter().any(|word| message.contains(word))
-    };
-    if container_is_gone(error) {
-        SessionError::NotRunning { message }
-    } else if !says(&["exec: ", "exec /", "executable"]) {
-        // Not about the program.
-        SessionError::Internal { message }
-    } else if says(&["not found", "no such file or directory"]) {
-        SessionError::CannotStart { code: 127, message }
-    } else if says(&["permission denied", "exec format error", "is a directory"]) {
-        SessionError::CannotStart { code: 126, message }
-    } else {
-        SessionError::Internal { message }
+    match NotStarted::because_of(error) {
+        NotStarted::ContainerGone => SessionError::NotRunning { message },
+        NotStarted::Program { code } => SessionError::CannotStart { code, message },
+        NotStarted::Other => SessionError::Internal { message },
     }
 }
 

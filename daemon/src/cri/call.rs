@@ -92,7 +92,8 @@ fn finish<T>(result: Result<T>, call: &Call) -> Result<Response<T>, Status> {
             tell_operator(&error, status.code());
             note(Some(status.code()));
             match status.code() {
-                Code::Internal | Code::Unknown => tracing::warn!(error = %Chain(&error), "failed"),
+                // UNKNOWN is no failure of the node: a container cannot run what a client, a probe for example, names.
+                Code::Internal => tracing::warn!(error = %Chain(&error), "failed"),
                 code => tracing::info!(error = %Chain(&error), ?code, "refused"),
             }
             Err(status)

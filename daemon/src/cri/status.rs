@@ -39,6 +39,8 @@ fn code(error: &Error) -> Code {
         }
         Error::State { .. } => Code::FailedPrecondition,
         Error::ExecTimeout { .. } => Code::DeadlineExceeded,
+        // As containerd and CRI-O answer ExecSync. To the kubelet's exec probe any error is an unknown state.
+        Error::Program { .. } => Code::Unknown,
         Error::Gone { .. } => Code::Aborted,
         Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::Image { source, .. } => image_code(source),

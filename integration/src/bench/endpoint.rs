@@ -1,6 +1,6 @@
 //! A CRI socket under measurement, and the pods that the benchmark makes there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use zcri_proto::v1::{
     NamespaceOption, PodSandboxConfig, PodSandboxFilter, PodSandboxMetadata,
 };
 
+use super::process;
 use super::samples::Samples;
 use crate::client::Cri;
 use crate::pod::{container_config, words};
@@ -136,8 +137,8 @@ impl Endpoint {
     /// A call failed.
     pub async fn run(&mut self, image: &str, record: bool) -> Result<Running> {
         let config = self.pod_config()?;
-        let cri = self.cri.clone();
-        let (running, times) = run_pod(&cri, &config, image, &self.handler).await?;
+        let container = sleeper(image);
+        let (running, times) = run_pod(&self.cri, &config, &container, &self.handler).await?;
         if record {
             for (name, took) in ["RunPodSandbox", "CreateContainer", "StartContainer"]
                 .into_iter()
@@ -151,6 +152,20 @@ impl Endpoint {
             );
         }
         Ok(running)
+    }
+
+    /// Runs a pod with a container of this configuration: what came up, and the container's log.
+    ///
+    /// # Errors
+    /// A call failed.
+    pub async fn run_with_log(
+        &mut self,
+        container: &ContainerConfig,
+    ) -> Result<(Running, PathBuf)> {
+        let config = self.pod_config()?;
+        let (running, _) = run_pod(&self.cri, &config, container, &self.handler).await?;
+        let log = PathBuf::from(&config.log_directory).join(&container.log_path);
+        Ok((running, log))
     }
 
     /// A number of pods at a given parallelism: what came up, and the time for all.
@@ -167,11 +182,11 @@ impl Endpoint {
         let configs = (0..count)
             .map(|_| self.pod_config())
             .collect::<Result<Vec<_>>>()?;
-        let (cri, handler) = (&self.cri, &self.handler);
+        let (cri, handler, container) = (&self.cri, &self.handler, &sleeper(image));
         let start = Instant::now();
         let running = futures::stream::iter(&configs)
             .map(async |config| {
-                run_pod(cri, config, image, handler)
+                run_pod(cri, config, container, handler)
                     .await
                     .map(|(running, _)| running)
             })
@@ -199,6 +214,22 @@ impl Endpoint {
     /// Adds a sample.
     pub fn record(&mut self, name: &'static str, sample: f64) {
         self.samples.entry(name).or_default().push(sample);
+    }
+
+    /// Whether it is zcrid that serves there.
+    pub fn is_zcri(&self) -> bool {
+        self.version.starts_with("zcri ")
+    }
+
+    /// The processes whose work a pod is: the daemon and the pod's monitors.
+    ///
+    /// # Errors
+    /// Nobody listens on the socket.
+    pub fn servers(&self, running: &Running) -> Result<Vec<u32>> {
+        let mut all = vec![process::server_of(&self.socket)?];
+        let ids = BTreeSet::from([running.pod.clone(), running.container.clone()]);
+        all.extend(process::monitors_of(&ids));
+        Ok(all)
     }
 
     /// The samples of a figure.
@@ -229,18 +260,23 @@ impl Endpoint {
     }
 }
 
+/// A container that does nothing.
+fn sleeper(image: &str) -> ContainerConfig {
+    let mut container = container_config("bench", image);
+    container.command = words(["/bin/sleep", "1000000"]);
+    container
+}
+
 async fn run_pod(
     cri: &Cri,
     config: &PodSandboxConfig,
-    image: &str,
+    container: &ContainerConfig,
     handler: &str,
 ) -> Result<(Running, [Duration; 3])> {
-    let mut container: ContainerConfig = container_config("bench", image);
-    container.command = words(["/bin/sleep", "1000000"]);
     let start = Instant::now();
     let pod = bounded("RunPodSandbox", cri.run_pod_with(config, handler)).await?;
     let made = start.elapsed();
-    let id = bounded("CreateContainer", cri.create(&pod, &container, config)).await?;
+    let id = bounded("CreateContainer", cri.create(&pod, container, config)).await?;
     let created = start.elapsed();
     bounded("StartContainer", cri.start(&id)).await?;
     let started = start.elapsed();

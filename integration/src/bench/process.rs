@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -73,6 +74,18 @@ pub fn cpu_ns(pid: u32) -> Result<u64> {
             .unwrap_or_default();
     }
     Ok(sum)
+}
+
+/// CPU time of several processes together.
+///
+/// # Errors
+/// One is gone.
+pub fn cpu(pids: &[u32]) -> Result<Duration> {
+    let mut sum = 0;
+    for pid in pids {
+        sum += cpu_ns(*pid)?;
+    }
+    Ok(Duration::from_nanos(sum))
 }
 
 #[cfg(test)]

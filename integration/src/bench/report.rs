@@ -9,7 +9,7 @@ use super::endpoint::Endpoint;
 use super::work::Plan;
 
 /// The figures in the order of the report: name, unit, what it is.
-const FIGURES: [(&str, &str, &str); 35] = [
+const FIGURES: [(&str, &str, &str); 39] = [
     ("RunPodSandbox", "ms", "one call"),
     ("CreateContainer", "ms", "one call"),
     ("StartContainer", "ms", "one call"),
@@ -93,6 +93,26 @@ const FIGURES: [(&str, &str, &str); 35] = [
     ),
     ("left: threads", "", "of daemon and monitor, after them"),
     ("left: processes in the container", "", "after them"),
+    (
+        "container log",
+        "MiB/s",
+        "lines of 100 bytes until all are in the log, 200 MiB unless --log-mib says otherwise",
+    ),
+    (
+        "container log, CPU",
+        "s",
+        "of daemon and monitor for it, per GiB",
+    ),
+    (
+        "container log, IBM-1047",
+        "MiB/s",
+        "the same, converted; every tenth character takes two bytes in UTF-8",
+    ),
+    (
+        "container log, IBM-1047, CPU",
+        "s",
+        "of daemon and monitor for it, per GiB",
+    ),
 ];
 
 /// A run.

@@ -1,6 +1,5 @@
 //! What exec sessions cost: how soon one is over, how much goes through, and what is left of many.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::endpoint::{Endpoint, Running, bounded};
 use super::process;
-use super::work::turn;
+use super::work::{mebibytes, turn};
 use crate::stream_client::{Refused, Remote, SPDY, Streams, Transport, WEBSOCKET};
 
 /// A terminal is slower: so much less goes through it.
@@ -90,22 +89,6 @@ async fn latency(endpoint: &mut Endpoint, pod: &Running) -> Result<()> {
     Ok(())
 }
 
-/// The processes whose CPU time a session costs: the daemon and the pod's monitors.
-fn servers(endpoint: &Endpoint, pod: &Running) -> Result<Vec<u32>> {
-    let mut all = vec![process::server_of(&endpoint.socket)?];
-    let ids = BTreeSet::from([pod.pod.clone(), pod.container.clone()]);
-    all.extend(process::monitors_of(&ids));
-    Ok(all)
-}
-
-fn cpu(servers: &[u32]) -> Result<Duration> {
-    let mut sum = 0;
-    for pid in servers {
-        sum += process::cpu_ns(*pid)?;
-    }
-    Ok(Duration::from_nanos(sum))
-}
-
 async fn transfers(endpoint: &mut Endpoint, pod: &Running, size: u64) -> Result<()> {
     // A file of zeros that takes no room.
     let sparse = format!("dd of=/tmp/zeros bs=1 count=0 seek={size} 2>/dev/null");
@@ -137,8 +120,8 @@ async fn transfers(endpoint: &mut Endpoint, pod: &Running, size: u64) -> Result<
         ),
     ];
     for (transport, streams, script, bytes, [speed, work]) in rows {
-        let servers = servers(endpoint, pod)?;
-        let (before, start) = (cpu(&servers)?, Instant::now());
+        let servers = endpoint.servers(pod)?;
+        let (before, start) = (process::cpu(&servers)?, Instant::now());
         let session = match open(endpoint, pod, script, transport, streams).await {
             Ok(session) => session,
             // A server that does not speak it has no row.
@@ -151,11 +134,10 @@ async fn transfers(endpoint: &mut Endpoint, pod: &Running, size: u64) -> Result<
             count == bytes && code == 0,
             "{speed}: {count} bytes, {code}"
         );
-        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-        let mebibytes = bytes as f64 / f64::from(1 << 20);
-        endpoint.record(speed, mebibytes / took.as_secs_f64());
-        let spent = cpu(&servers)?.saturating_sub(before);
-        endpoint.record(work, spent.as_secs_f64() / (mebibytes / 1024.0));
+        let size = mebibytes(bytes);
+        endpoint.record(speed, size / took.as_secs_f64());
+        let spent = process::cpu(&servers)?.saturating_sub(before);
+        endpoint.record(work, spent.as_secs_f64() / (size / 1024.0));
     }
     Ok(())
 }
@@ -225,7 +207,7 @@ async fn many(endpoint: &mut Endpoint, pod: &Running, plan: &Plan) -> Result<()>
     if plan.sessions == 0 {
         return Ok(());
     }
-    let servers = servers(endpoint, pod)?;
+    let servers = endpoint.servers(pod)?;
     let first = first_process(endpoint, pod).await?;
     let before = held(&servers, pod, first)?;
     let start = Instant::now();

@@ -118,7 +118,8 @@ async fn full_node(endpoint: &mut Endpoint, image: &str, plan: &Plan) -> Result<
     if !monitors.is_empty() {
         endpoint.record("monitors per pod", mebibytes(sum) / count(plan.pods));
     }
-    idle_cpu(endpoint, daemon, &monitors, plan.idle).await?;
+    let servers = [&[daemon], monitors.as_slice()].concat();
+    idle_cpu(endpoint, &servers, plan.idle).await?;
     let cri = endpoint.cri.clone();
     for _ in 0..plan.relists {
         let relist = async {
@@ -137,24 +138,12 @@ async fn full_node(endpoint: &mut Endpoint, image: &str, plan: &Plan) -> Result<
 }
 
 /// CPU that daemon and monitors use while nothing is asked, in percent of one CPU.
-async fn idle_cpu(
-    endpoint: &mut Endpoint,
-    daemon: u32,
-    monitors: &[u32],
-    window: Duration,
-) -> Result<()> {
-    let used = || -> Result<u64> {
-        let mut sum = process::cpu_ns(daemon)?;
-        for pid in monitors {
-            sum += process::cpu_ns(*pid)?;
-        }
-        Ok(sum)
-    };
+async fn idle_cpu(endpoint: &mut Endpoint, servers: &[u32], window: Duration) -> Result<()> {
     // The end of the last start is not idleness.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = used()?;
+    let before = process::cpu(servers)?;
     tokio::time::sleep(window).await;
-    let spent = Duration::from_nanos(used()?.saturating_sub(before));
+    let spent = process::cpu(servers)?.saturating_sub(before);
     endpoint.record(
         "CPU, full and idle",
         spent.as_secs_f64() / window.as_secs_f64() * 100.0,
@@ -172,8 +161,9 @@ fn count(number: usize) -> f64 {
     number as f64
 }
 
+/// Bytes in MiB.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn mebibytes(bytes: u64) -> f64 {
+pub fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 

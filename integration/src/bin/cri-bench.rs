@@ -9,7 +9,7 @@ use clap::Parser;
 use zcri_integration::bench::endpoint::{Target, bounded};
 use zcri_integration::bench::report::Machine;
 use zcri_integration::bench::work::{self, Plan};
-use zcri_integration::bench::{Endpoint, Report, pull, stream, svg};
+use zcri_integration::bench::{Endpoint, Report, log, pull, stream, svg};
 
 /// Latency, throughput, memory and idle cost of CRI daemons. Several endpoints are measured in turn.
 #[derive(Debug, Parser)]
@@ -45,6 +45,9 @@ struct Arguments {
     /// MiB of each transfer.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..=8192))]
     transfer_mib: u16,
+    /// MiB that a container writes into its log, as often as there are rounds of transfers; 0 leaves that out.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(0..=8192))]
+    log_mib: u16,
     /// Short exec sessions after which nothing may be left; 0 leaves them out.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     sessions: u32,
@@ -123,6 +126,14 @@ async fn measure(arguments: &Arguments, plan: &Plan, endpoints: &mut [Endpoint])
             parallel: 8,
         };
         stream::measure(endpoints, &image, &plan).await?;
+    }
+    if arguments.log_mib > 0 {
+        eprintln!("cri-bench: logs, {} MiB each", arguments.log_mib);
+        let plan = log::Plan {
+            rounds: arguments.transfers.into(),
+            bytes: u64::from(arguments.log_mib) << 20,
+        };
+        log::measure(endpoints, &image, plan).await?;
     }
     let pulls = usize::from(arguments.pulls);
     eprintln!("cri-bench: pulls, {pulls} rounds");

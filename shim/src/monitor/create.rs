@@ -220,23 +220,24 @@ fn open_fifo(field: &str, path: &Path, access: OFlags) -> Result<std::os::fd::Ow
     })
 }
 
+/// Where both outputs of a process go. A terminal has one.
+fn outputs(terminal: bool, stdout: &str, stderr: &str) -> Result<[Target; 2], RpcError> {
+    let stderr = if terminal { "" } else { stderr };
+    Ok([target("stdout", stdout)?, target("stderr", stderr)?])
+}
+
 /// The streams of a container: FIFOs opened for both directions, so that they never end by themselves, and the log.
 fn open_streams(request: &api::CreateTaskRequest) -> Result<(Io, Option<LogFile>), RpcError> {
     let (mut io, mut log_path) = (Io::default(), None);
     if !request.stdin.is_empty() {
         io.stdin = Some(open_fifo("stdin", Path::new(&request.stdin), OFlags::RDWR)?);
     }
-    // A terminal has one output.
-    let stderr = if request.terminal {
-        ""
-    } else {
-        request.stderr.as_str()
-    };
-    for (field, text, kept) in [
-        ("stdout", request.stdout.as_str(), &mut io.stdout),
+    let [stdout, stderr] = outputs(request.terminal, &request.stdout, &request.stderr)?;
+    for (field, target, kept) in [
+        ("stdout", stdout, &mut io.stdout),
         ("stderr", stderr, &mut io.stderr),
     ] {
-        match target(field, text)? {
+        match target {
             Target::Null => {}
             Target::Fifo(path) => *kept = Some(open_fifo(field, &path, OFlags::RDWR)?),
             Target::Log(path) => match &log_path {
@@ -264,16 +265,12 @@ fn open_exec_streams(request: &api::ExecProcessRequest) -> Result<Io, RpcError> 
             OFlags::RDONLY,
         )?);
     }
-    let stderr = if request.terminal {
-        ""
-    } else {
-        request.stderr.as_str()
-    };
-    for (field, text, kept) in [
-        ("stdout", request.stdout.as_str(), &mut io.stdout),
+    let [stdout, stderr] = outputs(request.terminal, &request.stdout, &request.stderr)?;
+    for (field, target, kept) in [
+        ("stdout", stdout, &mut io.stdout),
         ("stderr", stderr, &mut io.stderr),
     ] {
-        match target(field, text)? {
+        match target {
             Target::Null => {}
             Target::Fifo(path) => *kept = Some(open_fifo(field, &path, OFlags::WRONLY)?),
             Target::Log(_) => {

@@ -6,7 +6,6 @@ mod attach;
 mod exec;
 mod lifecycle;
 mod logs;
-mod measure;
 mod pod;
 mod protocol;
 mod sharing;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::path::Path;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::ttrpc::Code;
@@ -29,6 +30,12 @@ fn close_input(c: &Container<'_>) {
     c.pod.task.close_io(within(), &request).unwrap();
 }
 
+/// A writer that comes, writes and goes.
+fn write_once(fifo: &Path, text: &str) {
+    let mut file = File::options().write(true).open(fifo).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
 #[test]
 fn a_containers_terminal_goes_to_the_log_and_takes_input_and_a_size() {
     let pod = Pod::new();
@@ -47,12 +54,7 @@ fn a_containers_terminal_goes_to_the_log_and_takes_input_and_a_size() {
     c.wait_for_text("31 101\r\n");
     // A writer that goes away does not end the input.
     for word in ["hello\n", "again\n"] {
-        File::options()
-            .write(true)
-            .open(&stdin)
-            .unwrap()
-            .write_all(word.as_bytes())
-            .unwrap();
+        write_once(&stdin, word);
         // Once as the echo of the terminal, once from cat.
         let twice = word.trim_end().to_owned() + "\r\n" + word.trim_end() + "\r\n";
         c.wait_for_text(&twice);
@@ -151,12 +153,7 @@ fn input_of_a_container_lasts_until_it_is_closed() {
     c.request.stdin = stdin.to_str().unwrap().to_owned();
     c.run();
     for word in ["one\n", "two\n"] {
-        File::options()
-            .write(true)
-            .open(&stdin)
-            .unwrap()
-            .write_all(word.as_bytes())
-            .unwrap();
+        write_once(&stdin, word);
         c.wait_for_text(word);
     }
     close_input(&c);

@@ -102,13 +102,18 @@ impl BufRead for Blob {
     }
 }
 
+/// `Read::read` of what has a buffer.
+fn read_buffered(from: &mut impl BufRead, into: &mut [u8]) -> io::Result<usize> {
+    let available = from.fill_buf()?;
+    let length = available.len().min(into.len());
+    into[..length].copy_from_slice(&available[..length]);
+    from.consume(length);
+    Ok(length)
+}
+
 impl Read for Blob {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(into.len());
-        into[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
+        read_buffered(self, into)
     }
 }
 
@@ -325,10 +330,6 @@ impl BufRead for ArchiveBytes {
 
 impl Read for ArchiveBytes {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(into.len());
-        into[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
+        read_buffered(self, into)
     }
 }

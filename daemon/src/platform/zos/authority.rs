@@ -180,6 +180,12 @@ mod tests {
             source: "exec: \"/x\": permission denied".into(),
         };
         assert!(matches!(explain(program), Error::Runtime { .. }));
+        let named_like_a_call = Error::Program {
+            id: "c".into(),
+            program: "/bin/mount".into(),
+            source: "exec: \"/bin/mount\": permission denied".into(),
+        };
+        assert!(matches!(explain(named_like_a_call), Error::Program { .. }));
     }
 
     #[test]

@@ -188,17 +188,23 @@ fn jump_if_loopback4(p: &mut Program, reg: zcri_sys::bpf::asm::Reg, label: &'sta
         .jump_if_equal(reg, word([127, 0, 0, 0]), label);
 }
 
+/// Decides on a bind to the IPv4 address in `reg`, which it destroys: jumps to "allow", to "foreign", or to `any` if the
+/// address is 0.0.0.0 and the pod has one that stands for it.
+fn decide4(p: &mut Program, rules: &Rules, reg: zcri_sys::bpf::asm::Reg, any: &'static str) {
+    if let Some(v4) = rules.v4 {
+        p.jump_if_equal(reg, 0, any)
+            .jump_if_equal(reg, word(v4.octets()), "allow");
+    }
+    if rules.shares_loopback() {
+        jump_if_loopback4(p, reg, "allow");
+    }
+    p.jump("foreign");
+}
+
 fn bind4(rules: &Rules) -> Program {
     let mut p = Program::new();
     p.copy(R6, R1).load32(R2, R6, USER_IP4);
-    if let Some(v4) = rules.v4 {
-        p.jump_if_equal(R2, 0, "any")
-            .jump_if_equal(R2, word(v4.octets()), "allow");
-    }
-    if rules.shares_loopback() {
-        jump_if_loopback4(&mut p, R2, "allow");
-    }
-    p.jump("foreign");
+    decide4(&mut p, rules, R2, "any");
     if let Some(v4) = rules.v4 {
         p.label("any").store32(R6, USER_IP4, word(v4.octets()));
     }
@@ -221,14 +227,7 @@ fn bind6(rules: &Rules, v6_only: RawFd) -> Program {
     p.jump_unless_equal(R2, 0, "foreign")
         .jump_unless_equal(R3, 0, "foreign")
         .jump_unless_equal(R4, mapped_mark(), "foreign");
-    if let Some(v4) = rules.v4 {
-        p.jump_if_equal(R5, 0, "any mapped")
-            .jump_if_equal(R5, word(v4.octets()), "allow");
-    }
-    if rules.shares_loopback() {
-        jump_if_loopback4(&mut p, R5, "allow");
-    }
-    p.jump("foreign");
+    decide4(&mut p, rules, R5, "any mapped");
     if let Some(v4) = rules.v4 {
         p.label("any mapped");
         store_words(&mut p, USER_IP6, mapped(v4));

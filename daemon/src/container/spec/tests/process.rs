@@ -95,24 +95,8 @@ fn no_rlimits_and_an_oom_score_that_the_node_allows() {
 
 #[test]
 fn limits_of_the_node_are_in_the_specification_each_by_its_name() {
-    const NAMES: [&str; 16] = [
-        "as",
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
+    // Those of setrlimit(2), and all that the configuration takes: one that the specification lacked would be dropped.
+    const NAMES: [&str; 16] = zcri_config::Rlimit::NAMES;
     let limits: Vec<zcri_config::Rlimit> = NAMES
         .iter()
         .map(|name| format!("{name}=5:unlimited").parse().unwrap())
