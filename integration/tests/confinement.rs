@@ -8,8 +8,7 @@ use tonic::Code;
 use zcri_integration::pod::{pod_security, security};
 use zcri_integration::v1::security_profile::ProfileType;
 use zcri_integration::v1::{
-    Capability, ContainerConfig, ContainerStatusRequest, Mount, NamespaceMode, SeLinuxOption,
-    SecurityProfile,
+    Capability, ContainerConfig, Mount, NamespaceMode, SeLinuxOption, SecurityProfile,
 };
 use zcri_integration::{Pod, Test, TestNode};
 
@@ -230,6 +229,8 @@ async fn selinux_labels_are_those_of_the_pod() -> Test {
     .await?;
     ensure!(parts(&free)?.0 != kind, "{free}");
 
+    the_init_is_one_of_the_pod(&node, kind).await?;
+
     let (id, config) = (pod.id.clone(), pod.config.clone());
     drop((pod, other, among));
     node.kill_daemon().await?;
@@ -243,14 +244,33 @@ async fn selinux_labels_are_those_of_the_pod() -> Test {
     node.finish().await
 }
 
+/// Where containers share a PID namespace, they see its first process.
+async fn the_init_is_one_of_the_pod(node: &TestNode, kind: &str) -> Test {
+    let mut config = node.pod_config("shared")?;
+    let options = pod_security(&mut config)
+        .namespace_options
+        .get_or_insert_default();
+    options.pid = NamespaceMode::Pod.into();
+    let pod = node.run_pod(config).await?;
+    let script = "for p in self 1; do tr -d '\\0' < /proc/$p/attr/current; echo; done; cat /proc/1/mountinfo";
+    let output = pod
+        .sh_with(script, |c| {
+            let options = security(c).namespace_options.get_or_insert_default();
+            options.pid = NamespaceMode::Pod.into();
+        })
+        .await?;
+    let mut lines = output.success()?.lines();
+    let (own, init) = (lines.next(), lines.next());
+    ensure!(own == init && own.is_some(), "{output:?}");
+    let (found, level) = parts(own.unwrap_or_default())?;
+    ensure!(found == kind, "{own:?}");
+    let root = lines.next().context("it has no root")?;
+    ensure!(root.contains("context=") && root.contains(level), "{root}");
+    Ok(())
+}
+
 async fn files_are_labelled(node: &TestNode, container: &str, level: &str) -> Test {
-    let request = ContainerStatusRequest {
-        container_id: container.to_owned(),
-        verbose: true,
-    };
-    let answer = node.cri().runtime().container_status(request).await?;
-    let info = answer.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(info.get("info").context("no info")?)?;
+    let info = node.info(container).await?;
     let root = format!("/proc/{}/root", info["pid"]);
     let expected = label_of(&Path::new(&root).join("bin/busybox"))?;
     ensure!(parts(&expected)?.1 == level, "{expected}");

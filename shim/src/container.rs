@@ -15,6 +15,7 @@ use std::time::Duration;
 use containerd_shim_protos::api::Status;
 
 use zcri_codepage::{CodePage, Typed};
+use zcri_sys::pod_init::PodInit;
 
 use crate::audience::Audience;
 use crate::cgroup::Cgroup;
@@ -231,9 +232,9 @@ impl Io {
 pub(crate) enum Kind {
     /// By an OCI runtime.
     Oci(Runtime),
-    /// The pod's init, in a new PID namespace, joined to the given namespaces. `report` is there while it starts.
+    /// The pod's init, in a new PID namespace. `report` is there while it starts.
     PodInit {
-        namespaces: Vec<PathBuf>,
+        init: PodInit,
         report: Option<Watch>,
     },
 }

@@ -29,6 +29,8 @@ struct Zos {
 struct Process {
     #[serde(default)]
     user: User,
+    #[serde(default, rename = "selinuxLabel")]
+    selinux_label: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -51,6 +53,8 @@ struct Annotations {
 struct Linux {
     #[serde(default, rename = "cgroupsPath")]
     cgroups_path: Option<String>,
+    #[serde(default, rename = "mountLabel")]
+    mount_label: Option<String>,
     #[serde(default)]
     namespaces: Vec<Namespace>,
     #[serde(default, rename = "uidMappings")]
@@ -128,6 +132,12 @@ impl Spec {
         };
         let user = &self.process.user;
         on_node(&self.linux.uid_mappings, user.uid).zip(on_node(&self.linux.gid_mappings, user.gid))
+    }
+
+    /// SELinux labels of the process and of its file systems, if it is to have both.
+    pub(crate) fn labels(&self) -> Option<(String, String)> {
+        let process = self.process.selinux_label.clone();
+        process.zip(self.linux.mount_label.clone())
     }
 
     /// The namespaces that a pod's init joins.

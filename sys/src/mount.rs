@@ -154,7 +154,7 @@ fn overlay_options(overlay: &Overlay<'_>, lower: &[PathBuf]) -> Vec<u8> {
 }
 
 /// The option for mount(2); quoted, because categories are separated by commas.
-fn context(label: &str) -> String {
+pub(crate) fn context(label: &str) -> String {
     format!(",context=\"{label}\"")
 }
 

@@ -4,6 +4,7 @@
 //! capability and no descriptor, cannot be traced, and does two things: it lets the kernel reap what the pod
 //! orphans, and it ends on SIGTERM, SIGINT or SIGQUIT.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -15,7 +16,7 @@ use rustix::process::DumpableBehavior;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::fork::{ParentIs, Side, exit_now, fork, fork_as_namespace_init};
-use crate::{process, signal};
+use crate::{mount, process, signal};
 
 /// Title of the process in `ps`.
 pub const TITLE: &str = "zcri-init";
@@ -33,6 +34,8 @@ pub struct PodInit {
     pub namespaces: Vec<PathBuf>,
     /// An existing directory on which it mounts its empty root, in its own mount namespace.
     pub root: PathBuf,
+    /// SELinux labels of the process and of its root, if it gets some.
+    pub labels: Option<(String, String)>,
 }
 
 impl PodInit {
@@ -143,17 +146,34 @@ impl PodInit {
             rustix::thread::move_into_link_name_space(file.as_fd(), None)
                 .map_err(|e| format!("join namespace {}: {e}", path.display()))?;
         }
-        // Needs /proc, so it comes before the empty root.
+        // Need /proc, so they come before the empty root.
         process::set_title(TITLE).map_err(io_step("set the title"))?;
-        empty_root(&self.root).map_err(step("change to an empty root"))?;
+        let labelled = match &self.labels {
+            Some((label, _)) => Some((label, own_label().map_err(io_step("open its label"))?)),
+            None => None,
+        };
+        let of_root = self.labels.as_ref().map(|(_, label)| label.as_str());
+        empty_root(&self.root, of_root).map_err(step("change to an empty root"))?;
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(step("forbid tracing"))?;
         if in_user_namespace {
             // Not before: the files of the node were reached as their owner.
             become_root().map_err(step("become the root of the user namespace"))?;
         }
-        drop_privileges().map_err(step("drop privileges"))
+        drop_privileges().map_err(step("drop privileges"))?;
+        // From here on it may do no more than the pod's containers, so it comes last.
+        match labelled {
+            Some((label, mut file)) => file
+                .write_all(label.as_bytes())
+                .map_err(|e| format!("take the SELinux label {label}: {e}")),
+            None => Ok(()),
+        }
     }
+}
+
+/// The file by which this process changes its own label.
+fn own_label() -> io::Result<File> {
+    File::options().write(true).open("/proc/self/attr/current")
 }
 
 /// Closes every descriptor but `report`, which becomes number 3, and puts `/dev/null` on the first three.
@@ -166,19 +186,16 @@ fn keep_only(report: OwnedFd) -> io::Result<OwnedFd> {
     process::only_descriptor(report, 3)
 }
 
-fn empty_root(root: &Path) -> rustix::io::Result<()> {
+fn empty_root(root: &Path, label: Option<&str>) -> rustix::io::Result<()> {
     rustix::mount::mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount(
-        "zcri-init",
-        root,
-        "tmpfs",
-        flags,
-        Some(c"size=4k,nr_inodes=2,mode=0555"),
-    )?;
+    let label = label.map(mount::context).unwrap_or_default();
+    let options = CString::new(format!("size=4k,nr_inodes=2,mode=0555{label}"))
+        .map_err(|_| rustix::io::Errno::INVAL)?;
+    rustix::mount::mount("zcri-init", root, "tmpfs", flags, options.as_c_str())?;
     rustix::process::chdir(root)?;
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;

@@ -172,8 +172,8 @@ async fn build(
 ) -> Result<Shim> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
     let stack = record.stack_cgroup.as_deref();
-    let label = node.confinement.files_of(label);
-    make_bundle(node, &files, config, stack.is_some(), label).await?;
+    let of_files = node.confinement.files_of(label);
+    make_bundle(node, &files, config, stack.is_some(), of_files).await?;
     if let Some(cgroup) = stack {
         isolation::make(node, cgroup, id).await?;
     }
@@ -205,7 +205,7 @@ async fn build(
     let (shim, addresses) = (shim?, addresses?);
     record.addresses = addresses;
     if config.namespaces.pid == PodPid::Pod {
-        record.init_pid = Some(start_init(node, &shim, id, &files, config).await?);
+        record.init_pid = Some(start_init(node, &shim, id, &files, config, label).await?);
     }
     record.phase = PodPhase::Ready;
     node.record_pod(record.clone()).await?;
@@ -308,6 +308,7 @@ async fn start_init(
     id: &PodId,
     files: &PodFiles,
     config: &PodConfig,
+    label: Option<&PodLabel>,
 ) -> Result<u32> {
     let namespace = |kind: &str, scope| {
         (scope == PodScope::Pod)
@@ -332,7 +333,8 @@ async fn start_init(
     let spec = serde_json::json!({
         "ociVersion": "1.0.2",
         "annotations": { "io.kubernetes.cri.container-type": "sandbox" },
-        "linux": { "namespaces": joined },
+        "process": { "selinuxLabel": label.map(PodLabel::recorded) },
+        "linux": { "namespaces": joined, "mountLabel": node.confinement.files_of(label) },
     });
     tokio::fs::write(files.bundle.join("config.json"), spec.to_string())
         .await

@@ -6,6 +6,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::shim::oci::Options;
 use protobuf::well_known_types::any::Any;
 use rustix::fs::OFlags;
+use zcri_sys::pod_init::PodInit;
 
 use super::Monitor;
 use crate::audience::Audience;
@@ -165,7 +166,11 @@ fn kind_of(spec: &Spec, request: &api::CreateTaskRequest) -> Result<Kind, RpcErr
             )
         })?;
         return Ok(Kind::PodInit {
-            namespaces,
+            init: PodInit {
+                namespaces,
+                root: request.bundle.clone().into(),
+                labels: spec.labels(),
+            },
             report: None,
         });
     }

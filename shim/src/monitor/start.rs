@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api;
 use rustix::fs::{Gid, OFlags, Uid};
-use zcri_sys::pod_init::{self, PodInit};
+use zcri_sys::pod_init;
 
 use super::{Monitor, Source, now};
 use crate::cgroup::Cgroup;
@@ -217,12 +217,8 @@ impl Monitor {
             .containers
             .get_mut(id)
             .ok_or_else(|| RpcError::not_found("container", id))?;
-        let Kind::PodInit { namespaces, report } = &mut container.kind else {
+        let Kind::PodInit { init, report } = &mut container.kind else {
             return Err(RpcError::internal("not a pod's init"));
-        };
-        let init = PodInit {
-            namespaces: namespaces.clone(),
-            root: container.bundle.clone(),
         };
         let (pid, pipe) = init
             .spawn()
