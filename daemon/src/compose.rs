@@ -181,7 +181,12 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
             CgroupManager::Systemd => CgroupDriver::Systemd,
         },
         cgroup_parent: config.runtime.cgroup_parent.clone(),
-        pids_limit: config.runtime.pids_limit.map(u32::from),
+        pids_limit: match (config.runtime.pids_limit, config.runtime.cgroup_manager) {
+            (Some(limit), _) => Some(u32::from(limit).into()),
+            // It has a limit of its own (`DefaultTasksMax`).
+            (None, CgroupManager::Systemd) => Some(-1),
+            (None, CgroupManager::Cgroupfs) => None,
+        },
         rlimits: config.runtime.rlimits.clone(),
         cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
         health: Health::default(),
@@ -199,10 +204,7 @@ async fn build(config: &Config) -> anyhow::Result<Node> {
     ] {
         std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     }
-    let layers = [node.root.join("images"), node.root.join("overlay")];
-    node.confinement
-        .label_layers(&layers)
-        .context("label the image store for SELinux")?;
+    node.confinement.label_layers(&node.root);
     node.empty_trash().context("empty the trash")?;
     Ok(node)
 }

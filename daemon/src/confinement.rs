@@ -6,25 +6,46 @@ mod selinux;
 
 pub use apparmor::AppArmor;
 pub(crate) use apparmor::try_default as try_apparmor;
-pub(crate) use relabel::{RelabelError, file as label_file, tree as label_tree};
-pub(crate) use selinux::try_contexts as try_selinux;
+pub(crate) use relabel::file as label_file;
 pub use selinux::{Labels, PodLabel, Selinux};
+pub(crate) use selinux::{is_on as selinux_is_on, try_contexts as try_selinux};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+
+use relabel::RelabelError;
 
 use crate::container::config::{AppArmorProfile, Security, SelinuxLabel};
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
+use crate::node::blocking;
 use crate::runtime::HandlerFeatures;
 
 const APPARMOR_FIELD: &str = "config.linux.security_context.apparmor";
 
 /// The security modules of the kernel. By default it has none.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Confinement {
     /// AppArmor, where it is enabled.
     pub apparmor: Option<AppArmor>,
     /// SELinux, where it is enabled.
     pub selinux: Option<Selinux>,
+    /// Volumes that may be relabelled at the same time, each on a thread of those that all other work needs too.
+    walks: Arc<Semaphore>,
+}
+
+/// A volume may have any size, and be of a server that is dead: more at the same time would not be faster.
+const WALKS: usize = 4;
+
+impl Default for Confinement {
+    fn default() -> Self {
+        Self {
+            apparmor: None,
+            selinux: None,
+            walks: Arc::new(Semaphore::new(WALKS)),
+        }
+    }
 }
 
 /// What they make of one container.
@@ -43,20 +64,30 @@ impl Confinement {
         Self {
             apparmor: AppArmor::of_node(),
             selinux: Selinux::of_node(),
+            ..Self::default()
         }
     }
 
-    /// Labels the directories that hold layers; what is made in them later has their label by itself.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub(crate) fn label_layers(&self, directories: &[PathBuf]) -> Result<(), RelabelError> {
+    /// Gives the layers of images their label, below `<root>/images` and `<root>/overlay`. What is made there later has it
+    /// by itself; layers that were there before the label was are walked in the background.
+    pub(crate) fn label_layers(&self, root: &Path) {
         let Some(label) = self.selinux.as_ref().and_then(Selinux::layers) else {
-            return Ok(());
+            return;
         };
-        directories
-            .iter()
-            .try_for_each(|directory| relabel::tree_once(directory, &label))
+        let images = root.join("images");
+        let directories = [root.join("overlay"), images.clone()];
+        for directory in directories.into_iter().chain(directories_in(&images)) {
+            if let Err(error) = relabel::file(&directory, &label) {
+                tracing::warn!(path = %directory.display(), %error, "SELinux: not labelled");
+            }
+        }
+        tokio::task::spawn_blocking(move || {
+            for layer in directories_in(&images.join("layers")) {
+                if let Err(error) = relabel::tree_once(&layer, &label) {
+                    tracing::warn!(error = %Chain(&error), "SELinux: a layer is not labelled");
+                }
+            }
+        });
     }
 
     /// What becomes of a container in a pod that has this label, if `runtime` does it. Nothing that is asked for is left
@@ -75,28 +106,76 @@ impl Confinement {
             Some(module) => module.labels(pod, security.selinux.as_ref(), security.privileged)?,
             None => Labels::default(),
         };
-        let profile = apparmor
-            .as_ref()
-            .filter(|name| *name != apparmor::UNCONFINED);
-        if profile.is_some() && runtime.apparmor == Some(false) {
-            if security.apparmor != AppArmorProfile::Unspecified {
-                return lacking(APPARMOR_FIELD, "AppArmor");
-            }
-            return Ok(Confined {
-                apparmor: None,
-                selinux,
-            });
+        let lacks = |module: Option<bool>| module == Some(false);
+        if lacks(runtime.apparmor) && names_a_profile(&security.apparmor) && !security.privileged {
+            return lacking(APPARMOR_FIELD, "AppArmor");
         }
-        if selinux.process.is_some() && runtime.selinux == Some(false) {
-            if security.selinux.is_some() {
-                return lacking(selinux::FIELD, "SELinux");
-            }
-            return Ok(Confined {
-                apparmor,
-                selinux: Labels::default(),
-            });
+        if lacks(runtime.selinux) && selinux.process.is_some() && security.selinux.is_some() {
+            return lacking(selinux::FIELD, "SELinux");
         }
+        let apparmor = apparmor.filter(|_| !lacks(runtime.apparmor));
+        let selinux = if lacks(runtime.selinux) {
+            Labels::default()
+        } else {
+            selinux
+        };
         Ok(Confined { apparmor, selinux })
+    }
+
+    /// Gives volumes, whose paths are free of links, the label of a container's files; `others` may not be relabelled.
+    ///
+    /// # Cancel safety
+    /// What was begun goes on to its end.
+    ///
+    /// # Errors
+    /// A volume is none for containers, its pod is being stopped, or the kernel refused.
+    pub(crate) async fn relabel(
+        &self,
+        volumes: Vec<PathBuf>,
+        others: Vec<PathBuf>,
+        label: String,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let told = stopping.clone();
+        let walk = async {
+            let walks = Arc::clone(&self.walks).acquire_owned().await;
+            let permit = walks.map_err(|e| Error::node("wait for a walk", e))?;
+            blocking(move || {
+                let _held = permit;
+                volumes
+                    .iter()
+                    .try_for_each(|volume| {
+                        relabel::tree(volume, &label, &others, &|| *told.borrow())
+                    })
+                    .map_err(relabel_error)
+            })
+            .await
+        };
+        tokio::select! {
+            walked = walk => walked,
+            // The walk sees it too, but it may be stuck.
+            _ = stopping.wait_for(|stopping| *stopping) => Err(being_stopped()),
+        }
+    }
+
+    /// Before a process is started under a profile: it may have been unloaded since the container was made.
+    ///
+    /// # Errors
+    /// It is zcrid's own, and cannot be loaded.
+    pub(crate) fn keep_loaded(&self, profile: Option<&str>) -> Result<()> {
+        match (&self.apparmor, profile) {
+            (Some(module), Some(profile)) => module.keep_loaded(profile),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same before a container is started, by what it was made from.
+    ///
+    /// # Errors
+    /// As [`Self::keep_loaded`], if the profile was asked for.
+    pub(crate) fn keep_loaded_for(&self, security: &Security) -> Result<()> {
+        let kept = self.apparmor_profile(&security.apparmor, security.privileged);
+        kept.map(|_profile| ())
     }
 
     /// Name of the AppArmor profile of a container. `None` leaves it to the kernel, which is right where AppArmor is
@@ -142,10 +221,45 @@ impl Confinement {
         self.selinux.as_ref()?.recall(recorded?)
     }
 
-    /// The SELinux label of the files that zcrid makes for a pod.
+    /// The SELinux label of files that zcrid makes for the containers of a pod that has a label.
+    pub(crate) fn shared_files(&self, pod: Option<&PodLabel>) -> Option<String> {
+        pod.and(self.selinux.as_ref()?.shared_files())
+    }
+
+    /// The SELinux label of a pod's own file systems.
     pub(crate) fn files_of(&self, pod: Option<&PodLabel>) -> Option<String> {
         self.selinux.as_ref()?.files_of(pod?)
     }
+}
+
+fn relabel_error(error: RelabelError) -> Error {
+    match error {
+        RelabelError::File { .. } => Error::node("relabel a volume", error),
+        RelabelError::Cancelled { .. } => being_stopped(),
+        RelabelError::OfTheSystem { ref path } => Error::Invalid {
+            field: "config.mounts.selinux_relabel",
+            value: path.display().to_string(),
+            reason: error.to_string(),
+        },
+    }
+}
+
+fn being_stopped() -> Error {
+    Error::Request("config.mounts.selinux_relabel: the pod is being stopped".into())
+}
+
+fn directories_in(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+}
+
+fn names_a_profile(asked: &AppArmorProfile) -> bool {
+    matches!(
+        asked,
+        AppArmorProfile::RuntimeDefault | AppArmorProfile::Localhost(_)
+    )
 }
 
 fn lacking(what: &'static str, module: &str) -> Result<Confined> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use zcri_sys::cgroup;
 
 use crate::confinement::Confinement;
+use crate::container::ContainerView;
 use crate::container::config::{ContainerConfig, Resources};
 use crate::container::spec::NodeFacts;
 use crate::deprecation::Deprecations;
@@ -56,8 +57,8 @@ pub struct Node {
     pub cgroup_driver: CgroupDriver,
     /// Parent of the control groups of pods that name none.
     pub cgroup_parent: String,
-    /// Limit of processes in a container that names none.
-    pub pids_limit: Option<u32>,
+    /// Limit of processes in a container, -1 for none; `None` leaves it to whoever makes control groups.
+    pub pids_limit: Option<i64>,
     /// Limits of the processes of every container.
     pub rlimits: Vec<zcri_config::Rlimit>,
     /// Directories with descriptions of CDI devices, of which later ones win.
@@ -120,6 +121,18 @@ impl Node {
     /// Writable layer of a container, with the directory the kernel works in.
     pub fn overlay(&self, id: &str) -> PathBuf {
         self.root.join("overlay").join(id)
+    }
+
+    /// Where the kernel counts what a container uses: its control group, or the one in it that crun makes for it in a
+    /// scope of systemd's.
+    pub(crate) fn group_of(&self, container: &ContainerView) -> String {
+        let inner = format!("{}/container", container.cgroup);
+        let by_crun = self.cgroup_driver == CgroupDriver::Systemd && self.cgroups.has_group(&inner);
+        if by_crun {
+            inner
+        } else {
+            container.cgroup.clone()
+        }
     }
 
     /// Writes a pod's record over the one before, off the async threads.

@@ -149,7 +149,7 @@ fn container(node: &Node, view: Arc<ContainerView>) -> ContainerUsage {
     let at_ns = now_ns();
     let running = matches!(view.state, ContainerState::Running { .. });
     let group = if running {
-        node.cgroups.usage(&view.cgroup)
+        node.cgroups.usage(&node.group_of(&view))
     } else {
         Usage::default()
     };

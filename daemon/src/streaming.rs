@@ -68,7 +68,8 @@ impl Backend for Sessions {
                 .require_running("run a command")
                 .map_err(|e| refused(&e))?;
             let shim = pod.shim("run a command").map_err(|e| refused(&e))?;
-            container::exec(shim, &container, request, self.begin()?).await
+            let node = self.pods.node();
+            container::exec(node, shim, &container, request, self.begin()?).await
         })
     }
 

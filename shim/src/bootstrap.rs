@@ -24,7 +24,7 @@ const LOG: &str = "shim.log";
 const BACKLOG: i32 = 128;
 
 /// Most bytes of a path in a socket address, its final zero apart.
-const MAX_SOCKET_PATH: usize = 107;
+pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
 /// How much the kernel shall spare the monitor when memory is short: as containerd's shims. It needs privilege; a
 /// container's own value comes from its spec.

@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bootstrap::MAX_SOCKET_PATH;
+
 /// Name of the file in a container's bundle that tells the `delete` action which runtime to call.
 const RECORD: &str = "runtime.json";
 
@@ -159,10 +161,14 @@ impl Runtime {
     }
 }
 
-/// The console's socket as a runtime is told it: relative to the bundle, which it works in, because an address holds 107
-/// bytes and the bundle's path alone may have more.
+/// The console's socket as a runtime is told it: where its path is longer than an address may be, relative to the bundle,
+/// in which a runtime is started. (youki looks elsewhere.)
 fn socket_name(console: &Path) -> &std::ffi::OsStr {
-    console.file_name().unwrap_or(console.as_os_str())
+    let whole = console.as_os_str();
+    if whole.len() <= MAX_SOCKET_PATH {
+        return whole;
+    }
+    console.file_name().unwrap_or(whole)
 }
 
 /// What every call of a runtime is about.
@@ -184,7 +190,8 @@ pub(crate) fn errors_to_log(command: &mut Command, log: &Path) -> io::Result<()>
 struct LogLine {
     #[serde(default)]
     level: String,
-    #[serde(default)]
+    /// `message` is youki's word.
+    #[serde(default, alias = "message")]
     msg: String,
 }
 
@@ -196,7 +203,9 @@ pub(crate) fn failure(log: &Path, spoken: &[u8], code: u32) -> String {
     let mut words = None;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         match serde_json::from_str::<LogLine>(line) {
-            Ok(entry) if matches!(entry.level.as_str(), "error" | "fatal") => {
+            Ok(entry)
+                if ["error", "fatal"].contains(&entry.level.to_ascii_lowercase().as_str()) =>
+            {
                 error = Some(entry.msg)
             }
             Ok(_) => {}
@@ -281,6 +290,23 @@ mod tests {
     }
 
     #[test]
+    fn a_console_that_is_too_far_away_is_named_from_the_bundle() {
+        let far = PathBuf::from(format!("/{}/tty.sock", "b".repeat(MAX_SOCKET_PATH)));
+        assert_eq!(socket_name(&far), "tty.sock");
+        assert_eq!(socket_name(Path::new("/b/tty.sock")), "/b/tty.sock");
+    }
+
+    #[test]
+    fn youki_writes_its_log_in_other_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let said = r#"{"timestamp":"x","level":"INFO","message":"starting"}
+            {"timestamp":"x","level":"ERROR","message":"error in executing command: no"}"#;
+        fs::write(&log, said).unwrap();
+        assert_eq!(failure(&log, b"", 255), "error in executing command: no");
+    }
+
+    #[test]
     fn the_command_line_of_run() {
         let call = Invocation {
             bundle: Path::new("/b"),
@@ -294,7 +320,7 @@ mod tests {
             .map(|word| word.to_str().unwrap())
             .collect();
         let want = "--root /r --systemd-cgroup --log /b/l --log-format json run --detach --bundle /b \
-                    --pid-file /b/init.pid --console-socket s c1";
+                    --pid-file /b/init.pid --console-socket /b/s c1";
         assert_eq!(words.join(" "), want);
         assert!(
             command

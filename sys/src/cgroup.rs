@@ -250,21 +250,42 @@ impl Tree {
         Ok(())
     }
 
-    /// Process ids in group `path`, without its child groups. Empty when the group is gone.
+    /// Whether there is a group `path`.
+    pub fn has_group(&self, path: &str) -> bool {
+        self.of_processes(path).is_some_and(|dir| dir.is_dir())
+    }
+
+    /// The directory of group `path` by which its processes are found.
+    fn of_processes(&self, path: &str) -> Option<PathBuf> {
+        self.dir("pids", path).or_else(|| self.dir("memory", path))
+    }
+
+    /// Process ids in group `path` and the groups below it. Empty when the group is gone.
     ///
     /// # Errors
     /// `cgroup.procs` cannot be read.
     pub fn processes(&self, path: &str) -> Result<Vec<u32>> {
-        let Some(dir) = self.dir("pids", path).or_else(|| self.dir("memory", path)) else {
-            return Ok(Vec::new());
-        };
-        let file = dir.join("cgroup.procs");
-        match std::fs::read_to_string(&file) {
-            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(e) => Err(Error::path("read", file, e)),
+        let mut pids = Vec::new();
+        let mut pending: Vec<PathBuf> = self.of_processes(path).into_iter().collect();
+        while let Some(dir) = pending.pop() {
+            let file = dir.join("cgroup.procs");
+            match std::fs::read_to_string(&file) {
+                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::path("read", file, e)),
+            }
+            pending.extend(below(&dir));
         }
+        Ok(pids)
     }
+}
+
+/// The groups directly below one.
+fn below(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ fn overlay_by_descriptor(overlay: &Overlay<'_>, target: &Path) -> Result<(), Err
 }
 
 fn overlay_by_options(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno> {
-    let options = overlay_options(overlay, overlay.lower);
+    let options = overlay_options(overlay, overlay.lower)?;
     if options.len() <= OPTIONS_MAX {
         return mount_with(options, target);
     }
@@ -130,10 +130,10 @@ fn overlay_by_options(overlay: &Overlay<'_>, target: &Path) -> Result<(), Errno>
         .collect::<Result<Vec<_>, _>>()?;
     let named = |fd: &OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let names: Vec<PathBuf> = opened.iter().map(named).collect();
-    mount_with(overlay_options(overlay, &names), target)
+    mount_with(overlay_options(overlay, &names)?, target)
 }
 
-fn overlay_options(overlay: &Overlay<'_>, lower: &[PathBuf]) -> Vec<u8> {
+fn overlay_options(overlay: &Overlay<'_>, lower: &[PathBuf]) -> Result<Vec<u8>, Errno> {
     let mut options = Vec::from(*b"index=off,lowerdir=");
     for (i, lower) in lower.iter().enumerate() {
         if i > 0 {
@@ -148,14 +148,21 @@ fn overlay_options(overlay: &Overlay<'_>, lower: &[PathBuf]) -> Vec<u8> {
         options.extend_from_slice(writable.work.as_os_str().as_bytes());
     }
     if let Some(label) = overlay.label {
-        options.extend_from_slice(context(label).as_bytes());
+        options.extend_from_slice(context(label)?.as_bytes());
     }
-    options
+    Ok(options)
 }
 
 /// The option for mount(2); quoted, because categories are separated by commas.
-pub(crate) fn context(label: &str) -> String {
-    format!(",context=\"{label}\"")
+pub(crate) fn context(label: &str) -> Result<String, Errno> {
+    // Nothing that a label has, and that would end it here.
+    if label
+        .chars()
+        .any(|c| matches!(c, '"' | '\\') || c.is_control())
+    {
+        return Err(Errno::INVAL);
+    }
+    Ok(format!(",context=\"{label}\""))
 }
 
 fn mount_with(options: Vec<u8>, target: &Path) -> Result<(), Errno> {
@@ -175,7 +182,10 @@ fn mount_with(options: Vec<u8>, target: &Path) -> Result<(), Errno> {
 /// # Errors
 /// The mount was refused.
 pub fn shm(target: &Path, bytes: u64, (uid, gid): (u32, u32), label: Option<&str>) -> Result<()> {
-    let label = label.map(context).unwrap_or_default();
+    let label = label.map(context).transpose();
+    let label = label
+        .map_err(|e| Error::path("mount shm on", target, e))?
+        .unwrap_or_default();
     let options = CString::new(format!("mode=1777,size={bytes},uid={uid},gid={gid}{label}"))
         .map_err(|e| Error::path("mount shm on", target, std::io::Error::from(e)))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -272,6 +282,17 @@ mod tests {
     fn mountinfo_escapes() {
         assert_eq!(unescape(b"/a\\040b\\134c"), Path::new("/a b\\c"));
         assert_eq!(unescape(b"/a\\09"), Path::new("/a\\09"));
+    }
+
+    #[test]
+    fn a_label_adds_no_option() {
+        assert_eq!(
+            context("u:r:t:s0:c1,c2").unwrap(),
+            ",context=\"u:r:t:s0:c1,c2\""
+        );
+        for wrong in ["u:r:t:s0\",upperdir=/etc", "a\\b", "a\nb", "a\0"] {
+            assert_eq!(context(wrong), Err(Errno::INVAL), "{wrong:?}");
+        }
     }
 
     #[test]

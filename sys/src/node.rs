@@ -50,16 +50,9 @@ pub fn lowest_oom_score_adj() -> Result<i32> {
     })
 }
 
-/// Whether a security module ("apparmor", "selinux") is active in the kernel.
-pub fn security_module(name: &str) -> bool {
-    read("/sys/kernel/security/lsm")
-        .is_ok_and(|list| list.trim().split(',').any(|module| module == name))
-        || match name {
-            "apparmor" => read("/sys/module/apparmor/parameters/enabled")
-                .is_ok_and(|text| text.starts_with('Y')),
-            "selinux" => Path::new("/sys/fs/selinux/enforce").exists(),
-            _ => false,
-        }
+/// Whether AppArmor is enabled in the kernel.
+pub fn has_apparmor() -> bool {
+    read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
 }
 
 /// Whether seccomp filters can be installed.

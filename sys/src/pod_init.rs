@@ -163,9 +163,12 @@ impl PodInit {
         drop_privileges().map_err(step("drop privileges"))?;
         // From here on it may do no more than the pod's containers, so it comes last.
         match labelled {
-            Some((label, mut file)) => file
-                .write_all(label.as_bytes())
-                .map_err(|e| format!("take the SELinux label {label}: {e}")),
+            Some((label, mut file)) => match file.write_all(label.as_bytes()) {
+                // A policy may let the runtime's domain change at an execve only. Then the pod's containers cannot look at
+                // this process, which is all that they miss.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                other => other.map_err(|e| format!("take the SELinux label {label}: {e}")),
+            },
             None => Ok(()),
         }
     }
@@ -192,7 +195,7 @@ fn empty_root(root: &Path, label: Option<&str>) -> rustix::io::Result<()> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let label = label.map(mount::context).unwrap_or_default();
+    let label = label.map(mount::context).transpose()?.unwrap_or_default();
     let options = CString::new(format!("size=4k,nr_inodes=2,mode=0555{label}"))
         .map_err(|_| rustix::io::Errno::INVAL)?;
     rustix::mount::mount("zcri-init", root, "tmpfs", flags, options.as_c_str())?;

@@ -103,7 +103,7 @@ fn confinement(area: &mut Area<'_>) {
             "pods that ask for a profile are refused: take a kernel with CONFIG_SECCOMP_FILTER",
         );
     }
-    let [apparmor, selinux] = ["apparmor", "selinux"].map(node::security_module);
+    let (apparmor, selinux) = (node::has_apparmor(), confinement::selinux_is_on());
     if apparmor {
         match confinement::try_apparmor() {
             Ok(()) => area.pass("AppArmor", "the default profile can be loaded"),

@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::container::config::AppArmorProfile;
 use crate::error::{Chain, Error, Result};
@@ -22,10 +23,10 @@ const ABI: &str = "/etc/apparmor.d/abi/3.0";
 const PARSER: &str = "apparmor_parser";
 
 /// AppArmor of a node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AppArmor {
-    /// Whether the default profile can be loaded.
-    pub(super) loads: bool,
+    /// Whether it was told that the default profile cannot be loaded, since it last was.
+    told: AtomicBool,
 }
 
 /// Why a profile was not loaded.
@@ -45,41 +46,57 @@ enum LoadError {
 impl AppArmor {
     /// AppArmor of this node if it is enabled, with the default profile loaded: one of an earlier version is replaced.
     pub(super) fn of_node() -> Option<Self> {
-        if !zcri_sys::node::security_module("apparmor") {
+        if !zcri_sys::node::has_apparmor() {
             return None;
         }
-        let loaded = load_default();
-        match &loaded {
-            Ok(()) => tracing::info!(profile = DEFAULT, "AppArmor: loaded"),
-            Err(error) => tracing::warn!(
-                profile = DEFAULT, error = %Chain(error),
-                "AppArmor: containers that ask for no profile run without one, those that ask for the default are refused"
-            ),
+        let module = Self::default();
+        if module.load_default().is_ok() {
+            tracing::info!(profile = DEFAULT, "AppArmor: loaded");
         }
-        Some(Self {
-            loads: loaded.is_ok(),
-        })
+        Some(module)
+    }
+
+    fn load_default(&self) -> Result<(), LoadError> {
+        let loaded = parse(&default_policy(), &["--replace"]);
+        match &loaded {
+            Ok(()) => self.told.store(false, Ordering::Relaxed),
+            Err(error) => {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        profile = DEFAULT, error = %Chain(error),
+                        "AppArmor: containers that ask for no profile run without one, those that ask for the default are refused"
+                    );
+                }
+            }
+        }
+        loaded
+    }
+
+    /// Sees to it that a profile of zcrid's own is loaded: aa-remove-unknown(8) unloads what is in no file of
+    /// /etc/apparmor.d.
+    pub(super) fn keep_loaded(&self, profile: &str) -> Result<()> {
+        if profile != DEFAULT || is_loaded(DEFAULT).unwrap_or(false) {
+            return Ok(());
+        }
+        self.load_default()
+            .map_err(|e| Error::node("load the default AppArmor profile", e))
     }
 
     /// The profile of an unprivileged container.
     pub(super) fn profile(&self, asked: &AppArmorProfile) -> Result<Option<String>> {
         match asked {
             AppArmorProfile::Unconfined => Ok(Some(UNCONFINED.to_owned())),
-            AppArmorProfile::Unspecified if !self.loads => Ok(None),
-            AppArmorProfile::RuntimeDefault if !self.loads => Err(Error::Unsupported {
-                what: "config.linux.security_context.apparmor",
-                reason: format!(
-                    "the profile {DEFAULT} could not be loaded when the daemon started"
-                ),
-            }),
-            AppArmorProfile::Unspecified | AppArmorProfile::RuntimeDefault => {
-                // aa-remove-unknown(8) unloads what is in no file of /etc/apparmor.d.
-                if !is_loaded(DEFAULT)? {
-                    load_default()
-                        .map_err(|e| Error::node("load the default AppArmor profile", e))?;
-                }
-                Ok(Some(DEFAULT.to_owned()))
-            }
+            AppArmorProfile::Unspecified => Ok(self
+                .keep_loaded(DEFAULT)
+                .is_ok()
+                .then(|| DEFAULT.to_owned())),
+            AppArmorProfile::RuntimeDefault => match self.keep_loaded(DEFAULT) {
+                Ok(()) => Ok(Some(DEFAULT.to_owned())),
+                Err(error) => Err(Error::Unsupported {
+                    what: "config.linux.security_context.apparmor",
+                    reason: Chain(&error).to_string(),
+                }),
+            },
             AppArmorProfile::Localhost(name) if is_loaded(name)? => Ok(Some(name.clone())),
             AppArmorProfile::Localhost(name) => Err(Error::Invalid {
                 field: "config.linux.security_context.apparmor.localhost_ref",
@@ -112,21 +129,32 @@ pub(crate) fn try_default() -> Result<(), String> {
     parse(&default_policy(), &["--skip-kernel-load", "--quiet"]).map_err(|e| Chain(&e).to_string())
 }
 
-fn load_default() -> Result<(), LoadError> {
-    parse(&default_policy(), &["--replace"])
-}
-
 fn default_policy() -> String {
-    let own = std::fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
-    policy(own.trim_end_matches('\0'), Path::new(ABI).exists())
+    // The older file may be another module's.
+    let own = std::fs::read_to_string("/proc/self/attr/apparmor/current")
+        .or_else(|_| std::fs::read_to_string("/proc/self/attr/current"));
+    policy(
+        own.unwrap_or_default().trim_end_matches('\0'),
+        Path::new(ABI).exists(),
+    )
 }
 
 /// The profile as it is loaded by a daemon that is under a profile itself, `NAME (MODE)` in the words of the kernel.
 fn policy(own: &str, abi: bool) -> String {
     let own = own.rsplit_once(" (").map_or("", |(name, _mode)| name);
-    let zcrid = if own.is_empty() { UNCONFINED } else { own };
+    let own: String = own.chars().flat_map(literally).collect();
+    let zcrid = if own.is_empty() { UNCONFINED } else { &own };
     let abi = if abi { "abi <abi/3.0>,\n" } else { "" };
     format!("{abi}@{{zcrid}} = \"{zcrid}\"\n{DEFAULT_PROFILE}")
+}
+
+/// In the rules a name is a pattern.
+fn literally(c: char) -> impl Iterator<Item = char> {
+    let special = matches!(
+        c,
+        '*' | '?' | '[' | ']' | '{' | '}' | '^' | '"' | '\\' | '@'
+    );
+    special.then_some('\\').into_iter().chain([c])
 }
 
 /// Compiles a policy and does with it what is asked for.

@@ -1,31 +1,62 @@
 //! SELinux labels of files.
 //!
 //! A volume that is relabelled may be in use by a container, which may put a symbolic link in the place of a directory
-//! at any moment. So the walk goes by descriptors and follows no link: what is outside of the tree is never touched.
+//! at any moment, or fill it without end. So the walk goes by descriptors, follows no link, leaves no file system, and
+//! ends when it is told to.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, XattrFlags};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 
 /// Where SELinux keeps the label of a file (selinux(8)).
 const ATTRIBUTE: &str = "security.selinux";
-/// More than a label has: four words, of which the last names at most 1024 categories.
-const LABEL_MAX: usize = 8192;
+/// More than a label of containers has: four words, of which the last names a few categories.
+const LABEL_MAX: usize = 1024;
 /// Directories in directories; each is an open descriptor of the daemon while what is in it is labelled.
-const DEPTH_MAX: usize = 512;
-/// The directories that make up a system: a label of a container there would lock everybody else out. What is in them
-/// may be labelled, they themselves and so all of it may not. Those of libselinux's users in the field.
+const DEPTH_MAX: usize = 256;
+/// What makes up a system: a label of containers there would lock everybody else out. What is in these may be labelled,
+/// they themselves, and so all that is in them, may not. Other names for them, such as `/lib` on most systems, lead to
+/// the same directories.
 const OF_THE_SYSTEM: &[&str] = &[
-    "/", "/bin", "/boot", "/dev", "/etc", "/etc/pki", "/home", "/lib", "/lib64", "/media", "/mnt",
-    "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib",
-    "/var/log", "/var/tmp",
+    "/",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/etc/group",
+    "/etc/passwd",
+    "/etc/pki",
+    "/etc/shadow",
+    "/home",
+    "/lib",
+    "/lib64",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/srv",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local",
+    "/usr/sbin",
+    "/usr/share",
+    "/var",
+    "/var/lib",
+    "/var/lib/kubelet",
+    "/var/log",
+    "/var/tmp",
 ];
-/// The same for files.
-const FILES_OF_THE_SYSTEM: &[&str] = &["/etc/group", "/etc/passwd", "/etc/shadow"];
 
 /// A tree that could not be labelled.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +64,9 @@ pub(crate) enum RelabelError {
     /// It is not for containers.
     #[error("{path} belongs to the system and is not relabelled")]
     OfTheSystem { path: PathBuf },
-    /// Directories are too deep in each other.
-    #[error("{path}: directories are more than {DEPTH_MAX} deep")]
-    Deep { path: PathBuf },
+    /// Whoever wanted it does not want it any more.
+    #[error("{path}: its pod is being stopped")]
+    Cancelled { path: PathBuf },
     /// The kernel refused.
     #[error("label {path}")]
     File {
@@ -50,37 +81,52 @@ pub(crate) enum RelabelError {
 /// # Errors
 /// The kernel refused.
 pub(crate) fn file(path: &Path, label: &str) -> io::Result<()> {
-    let file = open(CWD, path)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
     Ok(set(file.as_fd(), label)?)
 }
 
 /// Labels a file, or a directory with all that is in it; what has the label already is not written to. The top comes
-/// last, so that its label says that all below it was done. File systems without labels and read-only ones keep
-/// what they have, and what vanishes meanwhile is left out.
+/// last, so that its label says that all below it was done. What is mounted below it, file systems without labels and
+/// read-only ones keep what they have, as does what is too deep; what vanishes meanwhile is left out.
 ///
 /// # Errors
-/// `top`, which must be free of links, belongs to the system, or the kernel refused.
-pub(crate) fn tree(top: &Path, label: &str) -> Result<(), RelabelError> {
-    let of_the_system = OF_THE_SYSTEM.iter().chain(FILES_OF_THE_SYSTEM);
-    if of_the_system.into_iter().any(|path| top == Path::new(path)) {
-        return Err(RelabelError::OfTheSystem { path: top.into() });
-    }
-    let failed = |source: Errno| RelabelError::File {
-        path: top.into(),
-        source: source.into(),
-    };
-    let file = open(CWD, top).map_err(failed)?;
+/// `top`, which must be free of links, belongs to the system or is one of `others`, `cancelled` says so, or the
+/// kernel refused.
+pub(crate) fn tree(
+    top: &Path,
+    label: &str,
+    others: &[PathBuf],
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(), RelabelError> {
     let mut walk = Walk {
         label,
+        cancelled,
         path: top.into(),
         depth: 0,
+        too_deep: false,
     };
-    match list(file.as_fd()) {
-        Ok(directory) => walk.below(file.as_fd(), directory)?,
-        Err(Errno::NOTDIR) => {}
-        Err(error) => return Err(failed(error)),
+    // Whatever replaced a directory by a link since its links were resolved does not get the daemon anywhere.
+    let links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = open(CWD, top, OFlags::PATH, links).map_err(|e| walk.failed(e))?;
+    let of_the_system = OF_THE_SYSTEM.iter().map(Path::new);
+    if is_one_of(
+        file.as_fd(),
+        of_the_system.chain(others.iter().map(PathBuf::as_path)),
+    )
+    .map_err(|e| walk.failed(e))?
+    {
+        return Err(RelabelError::OfTheSystem { path: top.into() });
     }
-    set(file.as_fd(), label).map_err(failed)
+    match open(file.as_fd(), c".", OFlags::DIRECTORY, BELOW) {
+        Ok(directory) => walk.below(directory)?,
+        Err(Errno::NOTDIR) => {}
+        Err(error) => return Err(walk.failed(error)),
+    }
+    if walk.too_deep {
+        tracing::warn!(path = %top.display(), levels = DEPTH_MAX, "SELinux: what is deeper in this volume is not relabelled");
+    }
+    set(file.as_fd(), label).map_err(|e| walk.failed(e))
 }
 
 /// The same once: a tree whose top has the label is left alone.
@@ -88,32 +134,54 @@ pub(crate) fn tree(top: &Path, label: &str) -> Result<(), RelabelError> {
 /// # Errors
 /// As [`tree`].
 pub(crate) fn tree_once(top: &Path, label: &str) -> Result<(), RelabelError> {
-    match open(CWD, top) {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::open(top, flags, Mode::empty()) {
         Ok(file) if has(&name_of(file.as_fd()), label) => Ok(()),
-        _ => tree(top, label),
+        _ => tree(top, label, &[], &|| false),
     }
+}
+
+/// By their identity: a path may have other names.
+fn is_one_of<'a>(
+    file: BorrowedFd<'_>,
+    mut paths: impl Iterator<Item = &'a Path>,
+) -> Result<bool, Errno> {
+    let found = rustix::fs::fstat(file)?;
+    Ok(paths.any(|path| {
+        rustix::fs::stat(path)
+            .is_ok_and(|other| (other.st_dev, other.st_ino) == (found.st_dev, found.st_ino))
+    }))
 }
 
 struct Walk<'a> {
     label: &'a str,
+    cancelled: &'a dyn Fn() -> bool,
     /// Where it is, for the error.
     path: PathBuf,
     depth: usize,
+    too_deep: bool,
 }
 
 impl Walk<'_> {
-    fn below(&mut self, parent: BorrowedFd<'_>, directory: Dir) -> Result<(), RelabelError> {
+    fn below(&mut self, directory: OwnedFd) -> Result<(), RelabelError> {
         if self.depth == DEPTH_MAX {
-            return Err(RelabelError::Deep {
-                path: self.path.clone(),
-            });
+            self.too_deep = true;
+            return Ok(());
         }
         self.depth += 1;
-        for entry in directory {
+        let mut entries = Dir::new(directory).map_err(|e| self.failed(e))?;
+        while let Some(entry) = entries.read() {
             let entry = entry.map_err(|e| self.failed(e))?;
-            if ![c".", c".."].contains(&entry.file_name()) {
-                self.entry(parent, entry.file_name(), entry.file_type())?;
+            if [c".", c".."].contains(&entry.file_name()) {
+                continue;
             }
+            if (self.cancelled)() {
+                return Err(RelabelError::Cancelled {
+                    path: self.path.clone(),
+                });
+            }
+            let parent = entries.fd().map_err(|e| self.failed(e))?;
+            self.entry(parent, entry.file_name(), entry.file_type())?;
         }
         self.depth -= 1;
         Ok(())
@@ -128,8 +196,9 @@ impl Walk<'_> {
         self.path.push(name.to_string_lossy().as_ref());
         match self.one(parent, name, kind) {
             Ok(()) => {}
-            // It vanished, or became something else, which is for whoever does such things meanwhile.
-            Err(One::Kernel(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => {}
+            // It vanished, or became something else, which is for whoever does such things meanwhile; or it is of
+            // another mount.
+            Err(One::Kernel(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)) => {}
             Err(One::Kernel(error)) => return Err(self.failed(error)),
             Err(One::Below(error)) => return Err(error),
         }
@@ -138,11 +207,11 @@ impl Walk<'_> {
     }
 
     fn one(&mut self, parent: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<(), One> {
-        let file = open(parent, name)?;
+        let file = open(parent, name, OFlags::PATH, BELOW)?;
         // Some file systems do not tell the kind.
         if matches!(kind, FileType::Directory | FileType::Unknown) {
-            match list(file.as_fd()) {
-                Ok(directory) => self.below(file.as_fd(), directory).map_err(One::Below)?,
+            match open(file.as_fd(), c".", OFlags::DIRECTORY, BELOW) {
+                Ok(directory) => self.below(directory).map_err(One::Below)?,
                 Err(Errno::NOTDIR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -170,15 +239,20 @@ impl From<Errno> for One {
     }
 }
 
-/// Opens whatever it is, a link too, without any effect on it.
-fn open(parent: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(parent, name, flags, Mode::empty())
-}
+/// Below a directory, of the same mount, and no link.
+const BELOW: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_XDEV);
 
-fn list(directory: BorrowedFd<'_>) -> Result<Dir, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Dir::new(rustix::fs::openat(directory, c".", flags, Mode::empty())?)
+/// With [`OFlags::PATH`] whatever it is, a link too, without any effect on it.
+fn open(
+    parent: BorrowedFd<'_>,
+    name: impl rustix::path::Arg,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)
 }
 
 /// Labels what a descriptor of [`open`] is of.
@@ -215,6 +289,11 @@ mod tests {
     use super::*;
 
     const LABEL: &str = "system_u:object_r:container_file_t:s0:c1,c2";
+    const GO_ON: &dyn Fn() -> bool = &|| false;
+
+    fn label(top: &Path, label: &str) -> Result<(), RelabelError> {
+        tree(top, label, &[], GO_ON)
+    }
 
     fn label_of(path: &Path) -> Option<String> {
         let mut value = [0; LABEL_MAX];
@@ -237,7 +316,7 @@ mod tests {
         let fifo = at("volume/fifo");
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
 
-        tree(&at("volume"), LABEL).unwrap();
+        label(&at("volume"), LABEL).unwrap();
         for path in [
             "volume",
             "volume/top",
@@ -256,7 +335,7 @@ mod tests {
         assert_eq!(label_of(Path::new("/etc/shadow")), None);
 
         let other = "system_u:object_r:container_file_t:s0:c3,c4";
-        tree(&at("volume/top"), other).unwrap();
+        label(&at("volume/top"), other).unwrap();
         assert_eq!(label_of(&at("volume/top")).as_deref(), Some(other));
         file(&at("outside"), other).unwrap();
         assert_eq!(label_of(&at("outside")).as_deref(), Some(other));
@@ -268,13 +347,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
-        tree(dir.path(), LABEL).unwrap();
+        label(dir.path(), LABEL).unwrap();
         let changed = |path: &Path| {
             let found = rustix::fs::stat(path).unwrap();
             (found.st_ctime, found.st_ctime_nsec)
         };
         let before = (changed(&file), changed(dir.path()));
-        tree(dir.path(), LABEL).unwrap();
+        label(dir.path(), LABEL).unwrap();
         assert_eq!((changed(&file), changed(dir.path())), before);
     }
 
@@ -295,28 +374,76 @@ mod tests {
     #[test]
     fn the_system_is_left_alone() {
         for path in ["/", "/etc", "/usr", "/etc/passwd"] {
-            let refused = tree(Path::new(path), LABEL).unwrap_err();
+            let refused = label(Path::new(path), LABEL).unwrap_err();
             assert!(
                 matches!(&refused, RelabelError::OfTheSystem { .. }),
                 "{refused}"
             );
         }
         // It has no labels of files, and is no error.
-        tree(Path::new("/proc/self/status"), LABEL).unwrap();
-        let missing = tree(Path::new("/no/such/path"), LABEL).unwrap_err();
+        let here = std::fs::canonicalize("/proc/self").unwrap();
+        label(&here.join("status"), LABEL).unwrap();
+        let missing = label(Path::new("/no/such/path"), LABEL).unwrap_err();
         assert!(matches!(missing, RelabelError::File { .. }), "{missing}");
     }
 
     #[test]
-    fn directories_without_end_are_refused() {
+    fn other_names_of_the_system_do_not_help() {
         let dir = tempfile::tempdir().unwrap();
-        let mut deep = dir.path().to_owned();
-        for _ in 0..=DEPTH_MAX {
+        let refused = |path: &Path, others: &[PathBuf]| {
+            let refused = tree(path, LABEL, others, GO_ON).unwrap_err();
+            matches!(refused, RelabelError::OfTheSystem { .. })
+        };
+        for path in ["/lib", "/bin", "/sbin", "/usr/lib"] {
+            let real = std::fs::canonicalize(path).unwrap();
+            assert!(refused(&real, &[]), "{path}");
+        }
+        let own = dir.path().join("own");
+        std::fs::create_dir(&own).unwrap();
+        assert!(refused(&own, &[dir.path().join("x/../own"), own.clone()]));
+        // A directory in the middle became a link since links were resolved.
+        symlink("/", dir.path().join("swapped")).unwrap();
+        let through = tree(&dir.path().join("swapped/etc"), LABEL, &[], GO_ON).unwrap_err();
+        assert!(matches!(through, RelabelError::File { .. }), "{through}");
+    }
+
+    #[test]
+    fn what_is_mounted_below_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, other) = (dir.path().join("volume"), dir.path().join("other"));
+        std::fs::create_dir_all(volume.join("mount")).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join("file"), "x").unwrap();
+        rustix::mount::mount_bind(&other, volume.join("mount")).unwrap();
+        let labelled = label(&volume, LABEL);
+        let through = label_of(&volume.join("mount/file"));
+        zcri_sys::mount::unmount(&volume.join("mount")).unwrap();
+        labelled.unwrap();
+        assert_eq!((through, label_of(&other)), (None, None));
+        assert_eq!(label_of(&volume).as_deref(), Some(LABEL));
+    }
+
+    #[test]
+    fn directories_without_end_are_left_where_they_get_too_deep() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut deep, mut levels) = (dir.path().to_owned(), Vec::new());
+        for _ in 0..DEPTH_MAX + 2 {
             deep.push("d");
+            levels.push(deep.clone());
         }
         std::fs::create_dir_all(&deep).unwrap();
-        let refused = tree(dir.path(), LABEL).unwrap_err();
-        assert!(matches!(refused, RelabelError::Deep { .. }), "{refused}");
-        assert_eq!(label_of(dir.path()), None, "the top comes last");
+        label(dir.path(), LABEL).unwrap();
+        let labelled = levels.iter().filter(|path| label_of(path).is_some());
+        assert_eq!(labelled.count(), DEPTH_MAX);
+        assert_eq!(label_of(dir.path()).as_deref(), Some(LABEL));
+    }
+
+    #[test]
+    fn a_walk_ends_when_it_is_told_to() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "x").unwrap();
+        let ended = tree(dir.path(), LABEL, &[], &|| true).unwrap_err();
+        assert!(matches!(ended, RelabelError::Cancelled { .. }), "{ended}");
+        assert_eq!(label_of(dir.path()), None);
     }
 }

@@ -7,14 +7,19 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::StatVfsMountFlags;
 
 use crate::container::config::SelinuxLabel;
 use crate::error::{Error, Result};
 
-/// Where the kernel takes labels to be checked.
+/// Where SELinux talks.
+const MOUNT: &str = "/sys/fs/selinux";
+/// Where the kernel takes labels to be checked, and answers with them in its own words.
 const CHECK: &str = "/sys/fs/selinux/context";
 /// Categories of a policy (`c0` to `c1023`): every policy of the field has so many.
 const CATEGORIES: u32 = 1024;
@@ -71,7 +76,7 @@ impl Selinux {
     pub(super) fn of_node() -> Option<Self> {
         let own = std::fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
         // As long as no policy is loaded, all is "kernel".
-        if !zcri_sys::node::security_module("selinux") || own.trim_end_matches('\0') == "kernel" {
+        if !is_on() || own.trim_end_matches('\0') == "kernel" {
             return None;
         }
         let contexts = find_contexts(Path::new("/"));
@@ -106,7 +111,7 @@ impl Selinux {
             return Ok(None);
         }
         let mut context = match asked {
-            Some(asked) => contexts.process.with(asked),
+            Some(asked) => checked(contexts.process.with(asked))?,
             None => contexts.process.clone(),
         };
         let given = asked.is_some_and(|asked| !asked.level.is_empty());
@@ -114,7 +119,6 @@ impl Selinux {
         if let (false, Some(level)) = (given, &contexts.process.level) {
             context.level = Some(free_level(sensitivity(level), &taken)?);
         }
-        check(&context, asked)?;
         if let Some(level) = &context.level {
             *taken.entry(level.clone()).or_default() += 1;
         }
@@ -126,7 +130,13 @@ impl Selinux {
 
     /// See [`super::Confinement::recall`].
     pub(super) fn recall(&self, recorded: &str) -> Option<PodLabel> {
-        let context = Context::parse(recorded)?;
+        let Some(context) = Context::parse(recorded) else {
+            tracing::error!(
+                label = recorded,
+                "SELinux: the label of a pod is not understood, its containers get none"
+            );
+            return None;
+        };
         if let Some(level) = &context.level {
             let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
             *taken.entry(level.clone()).or_default() += 1;
@@ -144,20 +154,25 @@ impl Selinux {
         asked: Option<&SelinuxLabel>,
         privileged: bool,
     ) -> Result<Labels> {
-        let Some(contexts) = self.contexts(asked)? else {
-            return Ok(Labels::default());
+        let contexts = match (self.contexts(asked)?, pod) {
+            (Some(contexts), _) => contexts,
+            (None, None) => return Ok(Labels::default()),
+            // It has been there: a container without a label would be the only one of its pod.
+            (None, Some(_)) => return Err(no_contexts()),
         };
         let process = match (pod, asked) {
-            (Some(pod), Some(asked)) => pod.context.with(asked),
+            (Some(pod), Some(asked)) => checked(pod.context.with(asked))?,
             (Some(pod), None) => pod.context.clone(),
-            (None, Some(asked)) => contexts.process.with(asked),
+            (None, Some(asked)) => checked(contexts.process.with(asked))?,
             (None, None) => return Ok(Labels::default()),
         };
-        check(&process, asked)?;
-        let files = Context {
+        let mut files = Context {
             level: process.level.clone(),
             ..contexts.file.clone()
         };
+        if asked.is_some() {
+            files = checked(files)?;
+        }
         Ok(Labels {
             // The privilege includes it (api.proto). What it writes stays the pod's.
             process: (!privileged).then(|| process.to_string()),
@@ -165,7 +180,18 @@ impl Selinux {
         })
     }
 
-    /// The label of the files that zcrid makes for a pod.
+    /// The label of files that zcrid makes for all containers to read, whatever level they ask for.
+    pub(super) fn shared_files(&self) -> Option<String> {
+        let contexts = self.contexts.as_ref()?;
+        let level = contexts.file.level.as_deref();
+        let files = Context {
+            level: level.map(|level| sensitivity(level).to_owned()),
+            ..contexts.file.clone()
+        };
+        Some(files.to_string())
+    }
+
+    /// The label of a pod's own file systems.
     pub(super) fn files_of(&self, pod: &PodLabel) -> Option<String> {
         let contexts = self.contexts.as_ref()?;
         let files = Context {
@@ -185,10 +211,7 @@ impl Selinux {
     /// What the policy says. A label that is asked for of one that says nothing is an error.
     fn contexts(&self, asked: Option<&SelinuxLabel>) -> Result<Option<&Contexts>> {
         match (&self.contexts, asked) {
-            (None, Some(_)) => Err(Error::Unsupported {
-                what: FIELD,
-                reason: "the SELinux policy of this node names no labels for containers".into(),
-            }),
+            (None, Some(_)) => Err(no_contexts()),
             (contexts, _) => Ok(contexts.as_ref()),
         }
     }
@@ -263,23 +286,54 @@ pub(crate) fn try_contexts() -> Result<String, String> {
     find_contexts(Path::new("/")).map(|contexts| contexts.process.to_string())
 }
 
-/// Whether the policy has a label: the kernel says it, before a runtime would fail with nothing but EINVAL.
-fn check(context: &Context, asked: Option<&SelinuxLabel>) -> Result<()> {
-    if asked.is_none() {
-        return Ok(());
+/// Whether the kernel has it on, as OCI runtimes see it: in a node that is itself a container it is the business of
+/// the node below.
+pub(crate) fn is_on() -> bool {
+    /// linux/magic.h
+    const SELINUX_MAGIC: u64 = 0xf97c_ff8c;
+    let mounted = rustix::fs::statfs(MOUNT)
+        .is_ok_and(|found| u64::try_from(found.f_type).is_ok_and(|kind| kind == SELINUX_MAGIC));
+    mounted
+        && rustix::fs::statvfs(MOUNT)
+            .is_ok_and(|found| !found.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+fn no_contexts() -> Error {
+    Error::Unsupported {
+        what: FIELD,
+        reason: "the SELinux policy of this node names no labels for containers".into(),
     }
-    let told = std::fs::OpenOptions::new()
+}
+
+/// A label as the policy writes it, if it has it: the kernel says so, before a runtime would fail with nothing but
+/// EINVAL.
+fn checked(context: Context) -> Result<Context> {
+    let asked = context.to_string();
+    let answer = File::options()
+        .read(true)
         .write(true)
         .open(CHECK)
-        .and_then(|mut file| file.write_all(context.to_string().as_bytes()));
-    match told {
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Err(Error::Invalid {
+        .and_then(|mut file| {
+            file.write_all(asked.as_bytes())?;
+            let mut canonical = String::new();
+            file.read_to_string(&mut canonical).map(|_| canonical)
+        });
+    match answer {
+        Ok(canonical) => Ok(Context::parse(canonical.trim_end_matches('\0')).unwrap_or(context)),
+        // A policy may forbid to ask; and tests run where nobody answers.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::NotFound
+            ) =>
+        {
+            Ok(context)
+        }
+        Err(error) => Err(Error::Invalid {
             field: FIELD,
-            value: context.to_string(),
-            reason: "the SELinux policy of this node has no such label".into(),
+            value: asked,
+            reason: format!("the SELinux policy of this node has no such label: {error}"),
         }),
-        // A policy may forbid to ask.
-        _ => Ok(()),
     }
 }
 

@@ -11,22 +11,23 @@ use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use zcri_codepage::Rule;
-use zcri_config::WlmTarget;
 use zcri_image::Image;
 use zcri_sys::cgroup;
 use zcri_sys::mount::{IdMap, Overlay, Writable};
 
 use super::config::{ContainerConfig, PidMode, Resources};
+use super::confine::confine;
 use super::host;
 use super::output;
 use super::prepared::{self, Workshop};
+use super::record_view::view_with;
 use super::spec::{self, CgroupsPath, HostPaths, ImageDefaults, NamespacePaths, SpecInput};
-use super::state::{ContainerState, ContainerView, Exited};
+use super::state::ContainerView;
 use super::user_files::read_beneath;
 use super::volumes::ImageVolumes;
 use crate::confinement::{Confined, label_file};
 use crate::error::{Chain, Error, Result};
-use crate::id::{ContainerId, PodId};
+use crate::id::ContainerId;
 use crate::node::{CgroupDriver, Node, blocking};
 use crate::pod::config::UserNamespace;
 use crate::pod::{Owned, PodFiles, PodView};
@@ -60,6 +61,7 @@ pub(crate) async fn prepare(
     let handler = node.handlers.get(&pod.handler)?;
     let output = output::rule(&pod.config, &config, &image.config.labels, handler.output)?;
     let features = node.handlers.features(handler).await;
+    let (confined, config) = confine(node, pod, config, &features).await?;
     let id = ContainerId::random();
     let record = first_record(node, pod, &id, &config, &image, &volumes, wire);
     let making = {
@@ -68,7 +70,7 @@ pub(crate) async fn prepare(
             let parts = Parts {
                 lower: node.images.lease(id.as_str(), &image)?,
                 volumes: volumes.lease(&node.images, &id)?,
-                confined: confine(&node, &pod, &config, &features)?,
+                confined,
                 image,
                 features,
                 output,
@@ -257,17 +259,6 @@ fn make_root(node: &Node, pod: &PodView, id: &ContainerId, parts: &Parts) -> Res
     };
     zcri_sys::mount::overlay(&overlay, &rootfs)
         .map_err(|e| Error::node("mount a container's root", e))
-}
-
-/// Also loads what it needs into the kernel.
-fn confine(
-    node: &Node,
-    pod: &PodView,
-    config: &ContainerConfig,
-    features: &HandlerFeatures,
-) -> Result<Confined> {
-    node.confinement
-        .confine(pod.label.as_deref(), &config.security, features)
 }
 
 fn open_user_namespace(pod: &PodView) -> Result<std::fs::File> {
@@ -486,115 +477,5 @@ fn target_pid(node: &Node, pod: &PodView, target: &str) -> Result<u32> {
         Ok(pid)
     } else {
         Err(container.refuse("share its PID namespace"))
-    }
-}
-
-/// The view of a container that a record describes.
-///
-/// # Errors
-/// The record's configuration is not understood.
-pub(crate) fn view_of(
-    node: &Node,
-    record: &ContainerRecord,
-    log_directory: Option<&Path>,
-) -> Result<ContainerView> {
-    let broken = |what: &str| {
-        Error::node(
-            format!("read the record of container {}", record.id),
-            what.to_owned(),
-        )
-    };
-    let id = ContainerId::parse(&record.id).ok_or_else(|| broken("bad id"))?;
-    let pod_id = PodId::parse(&record.pod_id).ok_or_else(|| broken("bad pod id"))?;
-    let config = (node.wire.decode_container)(&record.config)?;
-    view_with(node, record, id, pod_id, config, log_directory)
-}
-
-fn view_with(
-    node: &Node,
-    record: &ContainerRecord,
-    id: ContainerId,
-    pod_id: PodId,
-    config: ContainerConfig,
-    log_directory: Option<&Path>,
-) -> Result<ContainerView> {
-    let resources = match record.resources.as_slice() {
-        [] => config.resources.clone(),
-        updated => (node.wire.decode_resources)(updated)?,
-    };
-    let state = match &record.phase {
-        ContainerPhase::Running { started_at_ns, pid } => ContainerState::Running {
-            started_at_ns: *started_at_ns,
-            pid: *pid,
-        },
-        ContainerPhase::Exited {
-            started_at_ns,
-            finished_at_ns,
-            exit_code,
-            reason,
-            message,
-        } => ContainerState::Exited(Exited {
-            started_at_ns: *started_at_ns,
-            finished_at_ns: *finished_at_ns,
-            exit_code: *exit_code,
-            reason: reason.clone(),
-            message: message.clone(),
-        }),
-        _ => ContainerState::Created,
-    };
-    // Without the pod's directory there is nowhere to log to (api.proto, ContainerConfig.log_path).
-    let log = log_directory
-        .zip(config.log_path.as_deref())
-        .map(|(dir, path)| dir.join(path));
-    Ok(ContainerView {
-        bundle: node.container_bundle(id.as_str()),
-        upper: node.overlay(id.as_str()).join("upper"),
-        id,
-        pod_id,
-        config: Arc::new(config),
-        resources,
-        image_id: record.image_id.clone(),
-        image_ref: record.image_ref.clone(),
-        stop_signal: record.stop_signal.clone(),
-        cgroup: record.cgroup.clone(),
-        wlm: wlm_of(node, &record.id),
-        user: record.user.clone(),
-        log,
-        created_at_ns: record.created_at_ns,
-        state,
-        readings: Arc::default(),
-    })
-}
-
-/// As the container was told when it was made: the rules may have changed since.
-fn wlm_of(node: &Node, id: &str) -> Option<WlmTarget> {
-    if !node.platform.has_workload_manager() {
-        return None;
-    }
-    let spec = std::fs::read(node.container_bundle(id).join("config.json")).ok()?;
-    spec::zos::wlm_of(&serde_json::from_slice(&spec).ok()?)
-}
-
-impl From<&ContainerState> for ContainerPhase {
-    fn from(state: &ContainerState) -> Self {
-        match state.clone() {
-            ContainerState::Created => ContainerPhase::Created,
-            ContainerState::Running { started_at_ns, pid } => {
-                ContainerPhase::Running { started_at_ns, pid }
-            }
-            ContainerState::Exited(Exited {
-                started_at_ns,
-                finished_at_ns,
-                exit_code,
-                reason,
-                message,
-            }) => ContainerPhase::Exited {
-                started_at_ns,
-                finished_at_ns,
-                exit_code,
-                reason,
-                message,
-            },
-        }
     }
 }

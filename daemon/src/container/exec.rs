@@ -1,6 +1,7 @@
 //! ExecSync: a command in a running container, its output collected.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -13,7 +14,7 @@ use super::output::{self, Chunk};
 use super::session::{FifoName, MOST_BYTES, NotStarted, next_id, read_now};
 use super::spec;
 use crate::error::{Error, Result, Source};
-use crate::node::blocking;
+use crate::node::{Node, blocking};
 use crate::runtime::{ExecRequest, Shim, ShimError};
 
 /// What of each stream is kept; the rest is read and dropped, and the command goes on (api.proto,
@@ -45,6 +46,7 @@ pub struct ExecOutput {
 /// # Errors
 /// The container does not run, the command cannot be started, or its time is over.
 pub async fn exec_sync(
+    node: &Arc<Node>,
     shim: &Shim,
     container: &ContainerView,
     command: Vec<String>,
@@ -53,7 +55,7 @@ pub async fn exec_sync(
     container.require_running("run a command")?;
     let program = command.first().cloned().unwrap_or_default();
     let exec_id = next_id("sync");
-    let (first, rule) = first_process(container).await?;
+    let (first, rule) = first_process(node, container).await?;
     let process = spec::exec_process(&first, &command, false);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
     let mut stdout = Output::open(container.bundle.join(format!("{exec_id}.out")), rule)?;
@@ -140,6 +142,24 @@ fn not_started(id: &str, program: &str, error: ShimError) -> Error {
     }
 }
 
+/// Why a container did not start.
+pub(crate) fn start_error(container: &ContainerView, error: ShimError) -> Error {
+    let id = container.id.as_str();
+    match NotStarted::because_of(&error) {
+        NotStarted::Program { .. } => Error::Program {
+            id: id.into(),
+            program: container
+                .config
+                .command
+                .first()
+                .cloned()
+                .unwrap_or_default(),
+            source: Box::new(error),
+        },
+        NotStarted::ContainerGone | NotStarted::Other => failed("start", id, error),
+    }
+}
+
 /// Does `work` while the output of the command is read, without which neither it nor the OCI runtime may go on.
 async fn reading<T>(
     work: impl Future<Output = T>,
@@ -174,21 +194,27 @@ pub(super) async fn end_tree(shim: &Shim, id: &str, exec_id: &str) {
     }
 }
 
-/// The first process of the container, and what its output is converted from, as its specification has them.
+/// The first process of the container, and what its output is converted from, as its specification has them. Its profile
+/// is in the kernel then, for another process under it.
 pub(super) async fn first_process(
+    node: &Arc<Node>,
     container: &ContainerView,
 ) -> Result<(oci_spec::runtime::Process, Option<Rule>)> {
     let file = container.bundle.join("config.json");
+    let node = node.clone();
     blocking(move || {
         let read = || -> std::result::Result<_, Source> {
             let spec: oci_spec::runtime::Spec = serde_json::from_slice(&std::fs::read(&file)?)?;
             let process = spec.process().clone().ok_or("no process in it")?;
             Ok((process, output::rule_of(&spec)))
         };
-        read().map_err(|source| Error::Node {
+        let found = read().map_err(|source| Error::Node {
             action: format!("read {}", file.display()),
             source,
-        })
+        })?;
+        let profile = found.0.apparmor_profile().as_deref();
+        node.confinement.keep_loaded(profile)?;
+        Ok(found)
     })
     .await
 }

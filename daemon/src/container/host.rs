@@ -12,7 +12,6 @@ use super::prepared::Workshop;
 use super::spec::{
     DeviceKind, DeviceNode, HostParts, LocalProfile, Peers, PreparedMount, peers_of,
 };
-use crate::confinement::{RelabelError, label_tree};
 use crate::error::{Error, Result};
 use crate::pod::config::PodConfig;
 use crate::runtime::HandlerFeatures;
@@ -97,9 +96,6 @@ impl Wanted<'_> {
         let (source, peers, kept) = match &mount.source {
             MountSource::Host(path) => {
                 let source = real_source(path)?;
-                if let (true, Some(label)) = (mount.selinux_relabel, self.workshop.label) {
-                    relabel(&source, label)?;
-                }
                 let peers = peers_of(mountinfo, &source);
                 let kept = options_of(&source);
                 (self.workshop.mapped(number, source, mount)?, peers, kept)
@@ -158,7 +154,7 @@ fn check_features(mount: &Mount, features: &HandlerFeatures) -> Result<()> {
 }
 
 /// Follows links of the source. One that is missing is made as a directory, as everywhere in the field.
-fn real_source(path: &Path) -> Result<PathBuf> {
+pub(super) fn real_source(path: &Path) -> Result<PathBuf> {
     let source = std::fs::canonicalize(path).or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             std::fs::create_dir_all(path)?;
@@ -170,19 +166,6 @@ fn real_source(path: &Path) -> Result<PathBuf> {
         field: "config.mounts.host_path",
         value: path.display().to_string(),
         reason: error.to_string(),
-    })
-}
-
-/// Gives a volume the label of the container's files. However big it is: a request that the kubelet has given up goes
-/// on, and the next one finds what was done.
-fn relabel(source: &Path, label: &str) -> Result<()> {
-    label_tree(source, label).map_err(|error| match error {
-        RelabelError::File { .. } => Error::node("relabel a volume", error),
-        RelabelError::OfTheSystem { .. } | RelabelError::Deep { .. } => Error::Invalid {
-            field: "config.mounts.selinux_relabel",
-            value: source.display().to_string(),
-            reason: error.to_string(),
-        },
     })
 }
 

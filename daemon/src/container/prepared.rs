@@ -26,7 +26,7 @@ pub(super) struct Workshop<'a> {
     /// The pod's user namespace, and the file that pins it.
     user: Option<(&'a UserNamespace, PathBuf)>,
     /// SELinux label of the container's files.
-    pub(super) label: Option<&'a str>,
+    label: Option<&'a str>,
 }
 
 impl<'a> Workshop<'a> {

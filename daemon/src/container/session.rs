@@ -8,6 +8,7 @@ mod attach;
 mod fifo;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +24,7 @@ use zcri_streaming::{
 use super::exec::{end_tree, first_process};
 use super::{ContainerView, spec};
 use crate::error::{Chain, Error, Result};
+use crate::node::Node;
 use crate::runtime::{self, Shim, ShimError};
 
 pub(crate) use attach::{attach, close_taken_stdin};
@@ -71,6 +73,7 @@ impl End {
 
 /// Starts a command in a container.
 pub(crate) async fn exec(
+    node: &Arc<Node>,
     shim: &Shim,
     container: &ContainerView,
     request: ExecRequest,
@@ -78,7 +81,7 @@ pub(crate) async fn exec(
 ) -> Result<Session, SessionError> {
     let exec_id = next_id("exec");
     let span = tracing::info_span!("exec", container = %container.id, exec_id);
-    let (streams, command, rule) = prepare(container, &exec_id, &request)
+    let (streams, command, rule) = prepare(node, container, &exec_id, &request)
         .await
         .map_err(|e| refused(&e))?;
     let (publish, end) = watch::channel(None);
@@ -161,12 +164,13 @@ struct Command {
 
 /// The streams, what the shim is told, and what the outputs are converted from here.
 async fn prepare(
+    node: &Arc<Node>,
     container: &ContainerView,
     exec_id: &str,
     request: &ExecRequest,
 ) -> Result<(Streams, Command, Option<Rule>)> {
     container.require_running("run a command")?;
-    let (first, rule) = first_process(container).await?;
+    let (first, rule) = first_process(node, container).await?;
     let process = spec::exec_process(&first, &request.command, request.tty);
     let process = serde_json::to_vec(&process).map_err(|e| Error::node("encode a process", e))?;
     let make = |wanted: bool, suffix: &str| {
@@ -329,14 +333,24 @@ pub(super) enum NotStarted {
 }
 
 impl NotStarted {
-    /// Reads it from the runtime's words.
+    /// Reads it from the answer.
     pub(super) fn because_of(error: &ShimError) -> Self {
-        let message = Chain(error).to_string().to_ascii_lowercase();
+        if error.is_not_found() || error.is_precondition() {
+            return Self::ContainerGone;
+        }
+        Self::in_words(&Chain(error).to_string())
+    }
+
+    /// Reads it from the runtime's words.
+    fn in_words(message: &str) -> Self {
+        let message = message.to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
         // The last one is runc's when the container ends while it looks at it.
-        let stopped = ["that has stopped", "stopped container", "lstat /proc/"];
-        if error.is_not_found() || error.is_precondition() || says(&stopped) {
+        if says(&["that has stopped", "stopped container", "lstat /proc/"]) {
             Self::ContainerGone
+        } else if says(&["/attr/", "apparmor", "selinux"]) {
+            // The kernel did not let the process be confined; "exec" and a reason are there too.
+            Self::Other
         } else if !says(&["exec: ", "exec /", "executable"]) {
             Self::Other
         } else if says(&["not found", "no such file or directory"]) {

@@ -70,8 +70,8 @@ pub struct SpecInput<'a> {
     pub paths: HostPaths,
     /// What the node can do.
     pub facts: &'a NodeFacts,
-    /// Limit of processes, for all containers alike.
-    pub pids_limit: Option<u32>,
+    /// Limit of processes, for all containers alike; -1 is none.
+    pub pids_limit: Option<i64>,
     /// Ids for the annotations.
     pub ids: Ids<'a>,
     /// What was looked up on the node for this container.
@@ -152,7 +152,7 @@ fn linux(input: &SpecInput<'_>, held: CapabilitySet) -> Result<Linux, SpecError>
             input.facts,
         )?)
         .set_rootfs_propagation(mounts::rootfs_propagation(&input.host.mounts))
-        .set_mount_label(input.confined.selinux.mount.clone())
+        .set_mount_label(mounts::label(input).map(str::to_owned))
         .set_masked_paths(masked)
         .set_readonly_paths(readonly);
     if let Some(user) = &input.pod.namespaces.user {

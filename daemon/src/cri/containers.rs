@@ -134,7 +134,7 @@ pub(super) async fn exec_sync(
     let (pod, container) = pods.container(&request.container_id)?;
     container.require_running("run a command")?;
     let shim = pod.shim("run a command")?;
-    let output = container::exec_sync(shim, &container, command, timeout).await?;
+    let output = container::exec_sync(pods.node(), shim, &container, command, timeout).await?;
     Ok(api::ExecSyncResponse {
         stdout: output.stdout,
         stderr: output.stderr,

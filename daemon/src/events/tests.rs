@@ -55,6 +55,7 @@ fn pod(
         init_pid: None,
         stack_cgroup: None,
         label: None,
+        stopping: tokio::sync::watch::channel(false).1,
         bundle: Default::default(),
         containers: containers
             .iter()

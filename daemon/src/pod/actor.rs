@@ -57,8 +57,12 @@ pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
     let (inbox, requests) = mpsc::channel(INBOX);
     let (ends, noted) = mpsc::channel(ENDS);
     let shim = parts.shim.clone();
-    let readings = Arc::default();
-    let (publish, view) = watch::channel(Arc::new(picture(&node, &parts, 0, &readings)));
+    let (tell, stopping) = watch::channel(false);
+    let shared = Shared {
+        readings: Arc::default(),
+        stopping,
+    };
+    let (publish, view) = watch::channel(Arc::new(picture(&node, &parts, 0, &shared)));
     let id = parts.id.clone();
     let running: Vec<ContainerId> = parts
         .containers
@@ -71,7 +75,7 @@ pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
         id: id.clone(),
         ends,
         publish,
-        readings,
+        shared,
         held: Mutex::new(Held { parts, revision: 0 }),
         ending: tokio::sync::Mutex::default(),
         disk: tokio::sync::Mutex::default(),
@@ -88,10 +92,17 @@ pub(crate) fn spawn(node: Arc<Node>, parts: PodParts) -> PodHandle {
         inbox,
         view,
         shim,
+        stopping: Arc::new(tell),
     }
 }
 
-fn picture(node: &Node, parts: &PodParts, revision: u64, readings: &Arc<Readings>) -> PodView {
+/// What all pictures of a pod have in common.
+struct Shared {
+    readings: Arc<Readings>,
+    stopping: watch::Receiver<bool>,
+}
+
+fn picture(node: &Node, parts: &PodParts, revision: u64, shared: &Shared) -> PodView {
     let ready = parts.record.phase == PodPhase::Ready && parts.shim.is_some();
     PodView {
         id: parts.id.clone(),
@@ -119,7 +130,8 @@ fn picture(node: &Node, parts: &PodParts, revision: u64, readings: &Arc<Readings
             .map(|(id, owned)| (id.clone(), owned.view.clone()))
             .collect(),
         revision,
-        readings: readings.clone(),
+        stopping: shared.stopping.clone(),
+        readings: shared.readings.clone(),
     }
 }
 
@@ -145,7 +157,7 @@ struct Actor {
     /// Given to those who wait for an end.
     ends: mpsc::Sender<End>,
     publish: watch::Sender<Arc<PodView>>,
-    readings: Arc<Readings>,
+    shared: Shared,
     held: Mutex<Held>,
     /// An end is noted once, whoever sees it first.
     ending: tokio::sync::Mutex<()>,
@@ -253,7 +265,7 @@ impl Actor {
     fn publish(&self) {
         let mut held = self.held();
         held.revision += 1;
-        let after = picture(&self.node, &held.parts, held.revision, &self.readings);
+        let after = picture(&self.node, &held.parts, held.revision, &self.shared);
         let after = Arc::new(after);
         let before = self.publish.send_replace(after.clone());
         self.node.events.changed(Some(&before), &after);

@@ -63,7 +63,7 @@ pub(crate) async fn create(
     let stack_cgroup = on_stack
         .then(|| isolation::pod_cgroup(&node, &config, &id))
         .transpose()?;
-    let label = label(&node, &config)?.map(Arc::new);
+    let (label, config) = label(&node, config).await?;
     let mut record = PodRecord {
         id: id.to_string(),
         boot_id: node.boot_id.clone(),
@@ -111,12 +111,17 @@ pub(crate) async fn create(
     }
 }
 
-/// Its SELinux label.
-fn label(node: &Node, config: &PodConfig) -> Result<Option<PodLabel>> {
-    let shares_processes =
-        config.namespaces.pid == PodPid::Node || config.namespaces.ipc == PodScope::Node;
-    let asked = config.security.selinux.as_ref();
-    node.confinement.pod_label(asked, shares_processes)
+/// Its SELinux label. Gives the configuration back.
+async fn label(node: &Arc<Node>, config: PodConfig) -> Result<(Option<Arc<PodLabel>>, PodConfig)> {
+    let node = node.clone();
+    blocking(move || {
+        let shares_processes =
+            config.namespaces.pid == PodPid::Node || config.namespaces.ipc == PodScope::Node;
+        let asked = config.security.selinux.as_ref();
+        let label = node.confinement.pod_label(asked, shares_processes)?;
+        Ok((label.map(Arc::new), config))
+    })
+    .await
 }
 
 /// Without a network namespace they would be the node's.
@@ -172,8 +177,11 @@ async fn build(
 ) -> Result<Shim> {
     let files = PodFiles::new(node.pod_bundle(id.as_str()));
     let stack = record.stack_cgroup.as_deref();
-    let of_files = node.confinement.files_of(label);
-    make_bundle(node, &files, config, stack.is_some(), of_files).await?;
+    let labels = FileLabels {
+        shared: node.confinement.shared_files(label),
+        own: node.confinement.files_of(label),
+    };
+    make_bundle(node, &files, config, stack.is_some(), labels).await?;
     if let Some(cgroup) = stack {
         isolation::make(node, cgroup, id).await?;
     }
@@ -212,19 +220,27 @@ async fn build(
     Ok(shim)
 }
 
+/// SELinux labels of what a pod's containers share.
+struct FileLabels {
+    /// Of files that they read, whatever level one asks for.
+    shared: Option<String>,
+    /// Of `/dev/shm`.
+    own: Option<String>,
+}
+
 /// Directory, files, namespaces and `/dev/shm`.
 async fn make_bundle(
     node: &Node,
     files: &PodFiles,
     config: &Arc<PodConfig>,
     on_stack: bool,
-    label: Option<String>,
+    labels: FileLabels,
 ) -> Result<()> {
     let (files, config) = (files.clone(), config.clone());
     let pins = node.platform.pins_namespaces();
     blocking(move || {
         files
-            .write(&config, label.as_deref())
+            .write(&config, labels.shared.as_deref())
             .map_err(|e| Error::node("write the files of a pod", e))?;
         if !pins {
             return Ok(());
@@ -261,7 +277,7 @@ async fn make_bundle(
             zcri_sys::namespace::create(&wanted).map_err(namespace_error)?;
         }
         files
-            .mount_shm(&config, label.as_deref())
+            .mount_shm(&config, labels.own.as_deref())
             .map_err(|e| Error::node("mount /dev/shm of a pod", e))
     })
     .await

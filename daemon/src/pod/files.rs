@@ -46,7 +46,7 @@ impl PodFiles {
     }
 
     /// Makes the bundle with the files that depend on nothing but the configuration.
-    /// The containers' SELinux label is `label`.
+    /// Their SELinux label is `label`.
     pub(crate) fn write(&self, config: &PodConfig, label: Option<&str>) -> io::Result<()> {
         std::fs::create_dir_all(self.bundle.join("ns"))?;
         std::fs::write(self.resolv_conf(), resolv_conf(config.dns.as_ref())?)?;

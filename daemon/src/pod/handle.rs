@@ -50,6 +50,7 @@ pub struct PodHandle {
     pub(super) inbox: mpsc::Sender<Request>,
     pub(super) view: watch::Receiver<Arc<PodView>>,
     pub(super) shim: Option<Shim>,
+    pub(super) stopping: Arc<watch::Sender<bool>>,
 }
 
 impl PodHandle {
@@ -92,6 +93,7 @@ impl PodHandle {
     /// # Errors
     /// The network could not be taken away; asking again tries again.
     pub async fn stop(&self) -> Result<()> {
+        self.stopping.send_replace(true);
         self.ask(Request::Stop).await
     }
 
@@ -100,6 +102,7 @@ impl PodHandle {
     /// # Errors
     /// Something is left; asking again goes on.
     pub async fn remove(&self) -> Result<()> {
+        self.stopping.send_replace(true);
         self.ask(Request::Remove).await
     }
 

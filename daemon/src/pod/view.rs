@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::config::PodConfig;
 use crate::confinement::PodLabel;
 use crate::container::ContainerView;
@@ -31,6 +33,8 @@ pub struct PodView {
     pub stack_cgroup: Option<String>,
     /// SELinux label of its processes.
     pub label: Option<Arc<PodLabel>>,
+    /// Becomes true when it shall be stopped, for what takes long within a request that came before.
+    pub stopping: watch::Receiver<bool>,
     /// Its directory.
     pub bundle: PathBuf,
     /// Its containers.

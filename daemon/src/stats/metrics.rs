@@ -151,8 +151,9 @@ impl<'n> Reader<'n> {
             pod.config.namespace.clone(),
             pod.config.name.clone(),
         ]);
-        let usage = self.node.cgroups.usage(&view.cgroup);
-        let detail = self.node.cgroups.detail(&view.cgroup);
+        let group = self.node.group_of(view);
+        let usage = self.node.cgroups.usage(&group);
+        let detail = self.node.cgroups.detail(&group);
         let seconds = |ns: i64| u64::try_from(ns).ok().map(|ns| ns / NS_PER_S);
         samples.push(&d::LAST_SEEN, seconds(now_ns()));
         if let ContainerState::Running { started_at_ns, .. } = view.state {

@@ -1,7 +1,7 @@
 //! What a group uses: the numbers of every round of statistics.
 
 use super::files::{Files, keyed};
-use super::{Tree, Version};
+use super::{Tree, Version, below};
 
 /// A v1 limit at or above this is "none" (the kernel rounds LLONG_MAX down to a page).
 pub(super) const UNLIMITED: u64 = 0x7fff_ffff_ffff_0000;
@@ -69,22 +69,14 @@ impl Tree {
 
     /// Number of processes (not threads) in the group and those below it; `None` when it is not there.
     pub fn process_count(&self, path: &str) -> Option<u64> {
-        let mut pending = vec![
-            self.dir("pids", path)
-                .or_else(|| self.dir("memory", path))?,
-        ];
+        let mut pending = vec![self.of_processes(path)?];
         let mut count = None;
         while let Some(dir) = pending.pop() {
             let Ok(text) = std::fs::read_to_string(dir.join("cgroup.procs")) else {
                 continue;
             };
             *count.get_or_insert(0) += text.lines().count() as u64;
-            let below = std::fs::read_dir(&dir).into_iter().flatten().flatten();
-            pending.extend(
-                below
-                    .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                    .map(|entry| entry.path()),
-            );
+            pending.extend(below(&dir));
         }
         count
     }

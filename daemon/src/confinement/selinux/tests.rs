@@ -86,6 +86,8 @@ fn containers_share_the_level_of_their_pod() {
         .unwrap();
     let files = format!("system_u:object_r:container_file_t:{level}");
     assert_eq!(module.files_of(&pod).unwrap(), files);
+    let shared = "system_u:object_r:container_file_t:s0";
+    assert_eq!(module.shared_files().unwrap(), shared);
 
     let labels = module.labels(Some(&pod), None, false).unwrap();
     assert_eq!(labels.process.as_deref(), Some(recorded.as_str()));
@@ -186,6 +188,10 @@ fn a_policy_that_knows_no_containers_refuses_only_who_asks() {
         taken: Taken::default(),
     };
     assert!(module.pod_label(None, false).unwrap().is_none());
+    // A pod that has a label was made when it knew them.
+    let pod = module.recall("system_u:system_r:container_t:s0:c1,c2");
+    let later = module.labels(pod.as_ref(), None, false);
+    assert!(matches!(later, Err(Error::Unsupported { what: FIELD, .. })));
     let refused = module.pod_label(Some(&asked("spc_t", "")), false);
     assert!(matches!(
         refused,

@@ -77,7 +77,8 @@ fn unescaped(text: &str) -> String {
 pub(super) fn mounts(input: &SpecInput<'_>) -> Result<Vec<OciMount>, SpecError> {
     let mut files = pod_files(input);
     files.push(shm(input));
-    assemble(input, defaults(input), files)
+    let mounts = assemble(input, defaults(input), files)?;
+    Ok(with_label(mounts, input))
 }
 
 /// The same with other mounts that every container has, and without what only Linux knows: the request's binds are
@@ -281,15 +282,39 @@ fn bind(prepared: &PreparedMount) -> Result<OciMount, SpecError> {
     Ok(mount)
 }
 
+/// SELinux label that the runtime gives to the file systems it mounts. In a user namespace runc would also set it on the
+/// file system of POSIX queues, which nobody may there; see [`with_label`].
+pub(super) fn label<'a>(input: &SpecInput<'a>) -> Option<&'a str> {
+    let label = input.confined.selinux.mount.as_deref();
+    label.filter(|_| input.pod.namespaces.user.is_none())
+}
+
+/// In a user namespace the mounts themselves have the label, where their file systems take one.
+fn with_label(mut mounts: Vec<OciMount>, input: &SpecInput<'_>) -> Vec<OciMount> {
+    let Some(label) = &input.confined.selinux.mount else {
+        return mounts;
+    };
+    let takes_one = |mount: &OciMount| matches!(mount.typ().as_deref(), Some("tmpfs" | "devpts"));
+    if input.pod.namespaces.user.is_some() {
+        for mount in mounts.iter_mut().filter(|mount| takes_one(mount)) {
+            let mut options = mount.options().clone().unwrap_or_default();
+            options.push(format!("context=\"{label}\""));
+            mount.set_options(Some(options));
+        }
+    }
+    mounts
+}
+
 /// Propagation of the container's root: mounts can travel no further than it lets them. Unset it is the runtime's
-/// default, which lets nothing out.
+/// default, which lets nothing out. The words are those of the specification (config-linux.md), which has no recursive
+/// ones; runc and crun know these too, youki no others.
 pub(super) fn rootfs_propagation(mounts: &[PreparedMount]) -> Option<String> {
     let widest = mounts
         .iter()
         .map(|prepared| match prepared.mount.propagation {
             Propagation::Private => (0, None),
-            Propagation::HostToContainer => (1, Some("rslave")),
-            Propagation::Bidirectional => (2, Some("rshared")),
+            Propagation::HostToContainer => (1, Some("slave")),
+            Propagation::Bidirectional => (2, Some("shared")),
         });
     widest
         .max()

@@ -53,7 +53,8 @@ pub(super) fn portable(input: &SpecInput<'_>) -> Result<Process, SpecError> {
         .set_capabilities(None)
         // Those of the node come later, see [`set_rlimits`].
         .set_rlimits(None)
-        .set_no_new_privileges(Some(config.security.no_new_privs));
+        // Not false: where it is said at all, youki loads filters at the wrong time.
+        .set_no_new_privileges(config.security.no_new_privs.then_some(true));
     Ok(process)
 }
 

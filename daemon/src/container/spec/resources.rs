@@ -64,10 +64,9 @@ fn hugepages(given: &Resources, facts: &NodeFacts) -> Option<Vec<LinuxHugepageLi
     Some(given.hugepages.iter().map(one).collect())
 }
 
-pub(super) fn pids(limit: Option<u32>) -> Option<LinuxPids> {
-    let limit = limit?;
+pub(super) fn pids(limit: Option<i64>) -> Option<LinuxPids> {
     let mut pids = LinuxPids::default();
-    pids.set_limit(limit.into());
+    pids.set_limit(limit?);
     Some(pids)
 }
 

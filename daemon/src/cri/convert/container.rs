@@ -176,7 +176,7 @@ fn security(given: &v1::LinuxContainerSecurityContext) -> Result<Security, Conve
             .map(capabilities)
             .unwrap_or_default(),
         privileged: given.privileged,
-        selinux: profiles::selinux(given.selinux_options.as_ref()),
+        selinux: profiles::selinux(SECURITY, given.selinux_options.as_ref())?,
         supplemental_groups: ids(
             &format!("{SECURITY}.supplemental_groups"),
             &given.supplemental_groups,

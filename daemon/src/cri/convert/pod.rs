@@ -218,7 +218,7 @@ fn pod_security(given: &v1::LinuxSandboxSecurityContext) -> Result<PodSecurity, 
             &given.seccomp_profile_path,
         )?,
         apparmor: profiles::apparmor(SECURITY, given.apparmor.as_ref(), "")?,
-        selinux: profiles::selinux(given.selinux_options.as_ref()),
+        selinux: profiles::selinux(SECURITY, given.selinux_options.as_ref())?,
     })
 }
 

@@ -8,6 +8,8 @@ use super::{ConvertError, known};
 use crate::container::config::{AppArmorProfile, SeccompProfile, SelinuxLabel};
 
 const LOCALHOST: &str = "localhost/";
+/// Characters in a part of an SELinux label: the longest levels of the field have a few dozen.
+const LABEL_PART_MAX: usize = 255;
 
 /// Seccomp: `profile` wins over the deprecated `legacy` path; neither means unconfined.
 pub(super) fn seccomp(
@@ -111,13 +113,33 @@ fn kind(field: &str, profile: &v1::SecurityProfile) -> Result<ProfileType, Conve
 }
 
 /// An SELinux label; all parts empty means none.
-pub(super) fn selinux(given: Option<&v1::SeLinuxOption>) -> Option<SelinuxLabel> {
-    let given = given?;
+pub(super) fn selinux(
+    at: &str,
+    given: Option<&v1::SeLinuxOption>,
+) -> Result<Option<SelinuxLabel>, ConvertError> {
+    let Some(given) = given else { return Ok(None) };
+    for (part, value) in [
+        ("user", &given.user),
+        ("role", &given.role),
+        ("type", &given.r#type),
+        ("level", &given.level),
+    ] {
+        // A level has ranges and lists besides (selinux(8)). It goes into mount options, whatever the kernel says.
+        let level = |c: char| part == "level" && matches!(c, ':' | ',');
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') || level(c);
+        if value.len() > LABEL_PART_MAX || !value.chars().all(known) {
+            return Err(ConvertError::invalid(
+                format!("{at}.selinux_options.{part}"),
+                value,
+                "is no part of a label",
+            ));
+        }
+    }
     let label = SelinuxLabel {
         user: given.user.clone(),
         role: given.role.clone(),
         kind: given.r#type.clone(),
         level: given.level.clone(),
     };
-    (label != SelinuxLabel::default()).then_some(label)
+    Ok((label != SelinuxLabel::default()).then_some(label))
 }

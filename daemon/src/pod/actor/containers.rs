@@ -54,6 +54,7 @@ impl Actor {
             ContainerState::Exited(_) => return Err(view.refuse("start")),
         }
         let shim = self.shim().ok_or_else(|| view.refuse("start"))?;
+        self.keep_profile(&view).await?;
         let handler = self.held().parts.record.handler.clone();
         let handler = self.node.handlers.get(&handler)?;
         self.record_container(id, |record| record.phase = ContainerPhase::Starting)
@@ -84,13 +85,18 @@ impl Actor {
                 }
                 let exited = Exited::start_failed(Chain(&error).to_string());
                 self.set_exited(id, exited).await;
-                Err(Error::Runtime {
-                    action: "start",
-                    id: id.to_string(),
-                    source: Box::new(error),
-                })
+                Err(container::start_error(&view, error))
             }
         }
+    }
+
+    /// The AppArmor profile that the container was made with may have been unloaded since.
+    async fn keep_profile(&self, view: &Arc<ContainerView>) -> Result<()> {
+        if self.node.confinement.apparmor.is_none() {
+            return Ok(());
+        }
+        let (node, view) = (self.node.clone(), view.clone());
+        blocking(move || node.confinement.keep_loaded_for(&view.config.security)).await
     }
 
     /// Takes note of a container's start.
@@ -255,6 +261,9 @@ impl Actor {
             self.record_container(id, |record| record.phase = ContainerPhase::Removing)
                 .await,
         )?;
+        let (node, cgroup) = (self.node.clone(), view.cgroup.clone());
+        // The OCI runtime removes it; one that fails at a start may not.
+        drop(blocking(move || Ok(node.cgroups.remove(&cgroup))).await);
         container::unmake(&self.node, id).await?;
         self.held().parts.containers.remove(id);
         Ok(())

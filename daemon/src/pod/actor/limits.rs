@@ -47,7 +47,7 @@ impl Actor {
         merged: &Resources,
     ) -> Result<()> {
         let shim = self.shim().ok_or_else(|| view.refuse("update"))?;
-        let (node, group) = (self.node.clone(), view.cgroup.clone());
+        let (node, group) = (self.node.clone(), self.node.group_of(view));
         let files: Vec<String> = given.unified.keys().cloned().collect();
         let before = blocking(move || {
             let files = files.iter().map(String::as_str);

@@ -238,4 +238,24 @@ fn security_modules() {
     assert_eq!(json["process"]["apparmorProfile"], "mine");
     assert_eq!(json["process"]["selinuxLabel"], "u:r:p:s0");
     assert_eq!(json["linux"]["mountLabel"], "u:r:f:s0");
+    let labelled = |json: &Value| {
+        let mounts = json["mounts"].as_array().unwrap().clone();
+        let labelled = mounts.into_iter().filter(|mount| {
+            let mut options = mount["options"].as_array().into_iter().flatten();
+            options.any(|option| option == "context=\"u:r:f:s0\"")
+        });
+        labelled
+            .map(|mount| mount["destination"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(labelled(&json), Vec::<String>::new());
+    // runc cannot label all that it mounts there.
+    case.namespaces.user = Some("/run/zcri/pods/p1/ns/user".into());
+    case.pod.namespaces.user = Some(UserNamespace {
+        uids: Vec::new(),
+        gids: Vec::new(),
+    });
+    let json = case.json();
+    assert_eq!(json["linux"].get("mountLabel"), None);
+    assert_eq!(labelled(&json), ["/dev", "/dev/pts"]);
 }

@@ -88,9 +88,9 @@ fn options_of_mounts() {
         json!(["rbind", "rprivate", "ro", "noexec", "nosuid"])
     );
     let slave = options(|m| *m = prepared("/m", Propagation::HostToContainer, Peers::Slave));
-    assert_eq!(slave, (json!(["rbind", "rslave"]), json!("rslave")));
+    assert_eq!(slave, (json!(["rbind", "rslave"]), json!("slave")));
     let shared = options(|m| *m = prepared("/m", Propagation::Bidirectional, Peers::Shared));
-    assert_eq!(shared, (json!(["rbind", "rshared"]), json!("rshared")));
+    assert_eq!(shared, (json!(["rbind", "rshared"]), json!("shared")));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn propagation_needs_a_source_that_has_it() {
     .into();
     assert_eq!(
         case.json()["linux"]["rootfsPropagation"],
-        "rshared",
+        "shared",
         "the widest"
     );
 }

@@ -488,5 +488,29 @@ fn selinux_labels() {
             .selinux
     };
     assert_eq!(label("s0:c1").unwrap().level, "s0:c1");
+    assert_eq!(label("s0-s15:c0.c1023").unwrap().level, "s0-s15:c0.c1023");
     assert_eq!(label(""), None);
+    // They become options of mounts.
+    let long = "c".repeat(300);
+    for (part, wrong) in [
+        ("level", "s0\",upperdir=/etc"),
+        ("level", "s0 c1"),
+        ("level", long.as_str()),
+        ("type", "a:b"),
+        ("role", "r,x"),
+        ("user", "u\n"),
+    ] {
+        let mut given = v1::SeLinuxOption::default();
+        *match part {
+            "level" => &mut given.level,
+            "type" => &mut given.r#type,
+            "role" => &mut given.role,
+            _ => &mut given.user,
+        } = wrong.to_owned();
+        assert_eq!(
+            refused_field(security(|c| c.selinux_options = Some(given)).map(|s| s.selinux)),
+            format!("{SECURITY}.selinux_options.{part}"),
+            "{wrong:?}"
+        );
+    }
 }
