@@ -95,6 +95,7 @@ async fn apparmor_profiles_are_those_asked_for() -> Test {
     ensure!(remove.wait()?.success());
     ensure!(label(&pod, |_| ()).await? == DEFAULT, "it is loaded again");
     what_is_outside_is_left_alone(&pod).await?;
+    processes_outside_are_left_alone(&node).await?;
     node.finish().await
 }
 
@@ -103,7 +104,6 @@ async fn what_is_outside_is_left_alone(pod: &Pod<'_>) -> Test {
     // Each is written back as it is.
     const SCRIPT: &str = "same() { v=$(cat $1) && (echo $v > $1) 2>/dev/null && echo $1; }
         same /proc/sys/vm/swappiness; same /proc/sys/kernel/core_pattern; same /proc/sys/kernel/shmmni
-        same /sys/kernel/mm/transparent_hugepage/khugepaged/defrag
         (echo h > /proc/sysrq-trigger) 2>/dev/null && echo sysrq
         mount -t tmpfs t /tmp 2>/dev/null && echo mount
         echo > /tmp/file && rm /tmp/file && echo file; sh -c 'kill -0 $PPID' && echo signal; true";
@@ -128,7 +128,6 @@ async fn what_is_outside_is_left_alone(pod: &Pod<'_>) -> Test {
             "/proc/sys/vm/swappiness",
             "/proc/sys/kernel/core_pattern",
             "/proc/sys/kernel/shmmni",
-            "/sys/kernel/mm/transparent_hugepage/khugepaged/defrag",
             "sysrq",
             "mount",
             "file",
@@ -140,6 +139,29 @@ async fn what_is_outside_is_left_alone(pod: &Pod<'_>) -> Test {
         confined == ["/proc/sys/kernel/shmmni", "file", "signal"],
         "with the profile: {confined:?}"
     );
+    Ok(())
+}
+
+async fn processes_outside_are_left_alone(node: &TestNode) -> Test {
+    let mut config = node.pod_config("pids")?;
+    let options = pod_security(&mut config)
+        .namespace_options
+        .get_or_insert_default();
+    options.pid = NamespaceMode::Node.into();
+    let pod = node.run_pod(config).await?;
+    for (kind, expected) in [
+        (ProfileType::RuntimeDefault, "kept out"),
+        (ProfileType::Unconfined, "reaches"),
+    ] {
+        let output = pod
+            .sh_with("kill -0 1 && echo reaches || echo kept out", |c| {
+                apparmor(kind, "")(c);
+                let options = security(c).namespace_options.get_or_insert_default();
+                options.pid = NamespaceMode::Node.into();
+            })
+            .await?;
+        ensure!(output.success()? == expected, "{kind:?}: {output:?}");
+    }
     Ok(())
 }
 

@@ -362,7 +362,7 @@ fn random_category() -> u32 {
     let mut bytes = [0u8; 4];
     // Without randomness all draws are the same, and the caller gives up.
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).ok();
-    u32::from_ne_bytes(bytes) % CATEGORIES
+    u32::from_le_bytes(bytes) % CATEGORIES
 }
 
 /// Reads what the policy of a system says of containers. The first file is that of the package container-selinux.

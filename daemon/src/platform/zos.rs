@@ -167,6 +167,10 @@ pub(super) fn adopt(pod: &PodConfig, mut config: ContainerConfig) -> Result<Cont
         security.readonly_rootfs = of_pod.readonly_rootfs;
         security.pid = PidMode::Pod;
     }
+    if config.security.apparmor == AppArmorProfile::RuntimeDefault {
+        // Here the default is none: manifests name it for nodes of all kinds.
+        config.security.apparmor = AppArmorProfile::Unspecified;
+    }
     config.security.network = pod.namespaces.network;
     config.security.ipc = pod.namespaces.ipc;
     Ok(config)
