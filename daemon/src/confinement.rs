@@ -19,6 +19,7 @@ use relabel::RelabelError;
 
 use crate::container::config::{AppArmorProfile, Security, SelinuxLabel};
 use crate::error::{Chain, Error, Result};
+use crate::id::PodId;
 use crate::node::blocking;
 use crate::runtime::HandlerFeatures;
 
@@ -122,39 +123,28 @@ impl Confinement {
         Ok(Confined { apparmor, selinux })
     }
 
-    /// Gives volumes, whose paths are free of links, the label of a container's files; `others` may not be relabelled.
+    /// Gives volumes the label of a container's files.
     ///
     /// # Cancel safety
     /// What was begun goes on to its end.
     ///
     /// # Errors
     /// A volume is none for containers, its pod is being stopped, or the kernel refused.
-    pub(crate) async fn relabel(
-        &self,
-        volumes: Vec<PathBuf>,
-        others: Vec<PathBuf>,
-        label: String,
-        mut stopping: watch::Receiver<bool>,
-    ) -> Result<()> {
-        let told = stopping.clone();
+    pub(crate) async fn relabel(&self, wanted: Relabelling) -> Result<()> {
+        let (pod, mut stopping) = (wanted.pod.clone(), wanted.stopping.clone());
         let walk = async {
             let walks = Arc::clone(&self.walks).acquire_owned().await;
             let permit = walks.map_err(|e| Error::node("wait for a walk", e))?;
             blocking(move || {
                 let _held = permit;
-                volumes
-                    .iter()
-                    .try_for_each(|volume| {
-                        relabel::tree(volume, &label, &others, &|| *told.borrow())
-                    })
-                    .map_err(relabel_error)
+                wanted.walk()
             })
             .await
         };
         tokio::select! {
             walked = walk => walked,
             // The walk sees it too, but it may be stuck.
-            _ = stopping.wait_for(|stopping| *stopping) => Err(being_stopped()),
+            _ = stopping.wait_for(|stopping| *stopping) => Err(being_stopped(&pod)),
         }
     }
 
@@ -232,20 +222,46 @@ impl Confinement {
     }
 }
 
-fn relabel_error(error: RelabelError) -> Error {
-    match error {
-        RelabelError::File { .. } => Error::node("relabel a volume", error),
-        RelabelError::Cancelled { .. } => being_stopped(),
-        RelabelError::OfTheSystem { ref path } => Error::Invalid {
-            field: "config.mounts.selinux_relabel",
-            value: path.display().to_string(),
-            reason: error.to_string(),
-        },
+/// Volumes of a container that shall get the label of its files.
+#[derive(Debug)]
+pub(crate) struct Relabelling {
+    /// Their paths, free of links.
+    pub(crate) volumes: Vec<PathBuf>,
+    /// What may not be relabelled, beside the directories of the system.
+    pub(crate) others: Vec<PathBuf>,
+    /// The label.
+    pub(crate) label: String,
+    /// The container's pod.
+    pub(crate) pod: PodId,
+    /// Becomes true when that shall be stopped.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+impl Relabelling {
+    fn walk(&self) -> Result<()> {
+        let stopping = || *self.stopping.borrow();
+        let mut volumes = self.volumes.iter();
+        let walked = volumes
+            .try_for_each(|volume| relabel::tree(volume, &self.label, &self.others, &stopping));
+        walked.map_err(|error| match error {
+            RelabelError::File { .. } => Error::node("relabel a volume", error),
+            RelabelError::Cancelled { .. } => being_stopped(&self.pod),
+            RelabelError::OfTheSystem { ref path } => Error::Invalid {
+                field: "config.mounts.selinux_relabel",
+                value: path.display().to_string(),
+                reason: error.to_string(),
+            },
+        })
     }
 }
 
-fn being_stopped() -> Error {
-    Error::Request("config.mounts.selinux_relabel: the pod is being stopped".into())
+fn being_stopped(pod: &PodId) -> Error {
+    Error::State {
+        what: "pod sandbox",
+        id: pod.to_string(),
+        state: "being stopped",
+        action: "relabel a volume for a container",
+    }
 }
 
 fn directories_in(directory: &Path) -> impl Iterator<Item = PathBuf> {

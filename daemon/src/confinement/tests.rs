@@ -111,17 +111,18 @@ async fn a_volume_is_given_up_when_its_pod_is_stopped() {
         taken.push(node.walks.acquire().await.unwrap());
     }
     let dir = tempfile::tempdir().unwrap();
-    let walk = node.relabel(
-        vec![dir.path().into()],
-        Vec::new(),
-        "u:r:t:s0".into(),
+    let walk = node.relabel(Relabelling {
+        volumes: vec![dir.path().into()],
+        others: Vec::new(),
+        label: "u:r:t:s0".into(),
+        pod: PodId::random(),
         stopping,
-    );
+    });
     let stopped = async {
         stop.send_replace(true);
     };
     let (ended, ()) = tokio::join!(walk, stopped);
-    assert!(matches!(ended, Err(Error::Request(_))), "{ended:?}");
+    assert!(matches!(ended, Err(Error::State { .. })), "{ended:?}");
 }
 
 #[tokio::test]
@@ -134,13 +135,13 @@ async fn volumes_are_relabelled_and_the_daemons_own_are_not() {
         std::fs::create_dir(path).unwrap();
     }
     let relabel = |path: &Path| {
-        let label = "system_u:object_r:container_file_t:s0".to_owned();
-        node.relabel(
-            vec![path.into()],
-            vec![own.clone()],
-            label,
-            stopping.clone(),
-        )
+        node.relabel(Relabelling {
+            volumes: vec![path.into()],
+            others: vec![own.clone()],
+            label: "system_u:object_r:container_file_t:s0".into(),
+            pod: PodId::random(),
+            stopping: stopping.clone(),
+        })
     };
     relabel(&volume).await.unwrap();
     let refused = relabel(&own).await.unwrap_err();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::config::{ContainerConfig, MountSource};
 use super::host;
-use crate::confinement::Confined;
+use crate::confinement::{Confined, Relabelling};
 use crate::error::Result;
 use crate::node::{Node, blocking};
 use crate::pod::PodView;
@@ -38,12 +38,14 @@ pub(super) async fn confine(
     })
     .await?;
     if let (Some(label), false) = (&confined.selinux.mount, volumes.is_empty()) {
-        let own = vec![node.root.clone(), node.state.clone()];
-        let stopping = pod.stopping.clone();
-        let label = label.clone();
-        node.confinement
-            .relabel(volumes, own, label, stopping)
-            .await?;
+        let wanted = Relabelling {
+            volumes,
+            others: vec![node.root.clone(), node.state.clone()],
+            label: label.clone(),
+            pod: pod.id.clone(),
+            stopping: pod.stopping.clone(),
+        };
+        node.confinement.relabel(wanted).await?;
     }
     Ok((confined, config))
 }
