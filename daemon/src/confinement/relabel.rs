@@ -1,8 +1,8 @@
 //! SELinux labels of files.
 //!
 //! A volume that is relabelled may be in use by a container, which may put a symbolic link in the place of a directory
-//! at any moment, or fill it without end. So the walk goes by descriptors, follows no link, leaves no file system, and
-//! ends when it is told to.
+//! at any moment, or fill it without end. So the walk goes by descriptors, follows no link, and ends when it is told to.
+//! What is mounted below a volume belongs to it, as everywhere in the field, unless it is the system.
 
 use std::ffi::CStr;
 use std::io;
@@ -87,8 +87,8 @@ pub(crate) fn file(path: &Path, label: &str) -> io::Result<()> {
 }
 
 /// Labels a file, or a directory with all that is in it; what has the label already is not written to. The top comes
-/// last, so that its label says that all below it was done. What is mounted below it, file systems without labels and
-/// read-only ones keep what they have, as does what is too deep; what vanishes meanwhile is left out.
+/// last, so that its label says that all below it was done. File systems without labels and read-only ones keep what they
+/// have, as does what is too deep, and what of the system is mounted below; what vanishes meanwhile is left out.
 ///
 /// # Errors
 /// `top`, which must be free of links, belongs to the system or is one of `others`, `cancelled` says so, or the
@@ -99,9 +99,16 @@ pub(crate) fn tree(
     others: &[PathBuf],
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), RelabelError> {
+    let of_the_system = OF_THE_SYSTEM.iter().map(Path::new);
+    let forbidden = of_the_system.chain(others.iter().map(PathBuf::as_path));
     let mut walk = Walk {
         label,
         cancelled,
+        // By what they are: a path may have other names.
+        forbidden: forbidden
+            .filter_map(|path| rustix::fs::stat(path).ok())
+            .map(|found| (found.st_dev, found.st_ino))
+            .collect(),
         path: top.into(),
         depth: 0,
         too_deep: false,
@@ -109,13 +116,7 @@ pub(crate) fn tree(
     // Whatever replaced a directory by a link since its links were resolved does not get the daemon anywhere.
     let links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let file = open(CWD, top, OFlags::PATH, links).map_err(|e| walk.failed(e))?;
-    let of_the_system = OF_THE_SYSTEM.iter().map(Path::new);
-    if is_one_of(
-        file.as_fd(),
-        of_the_system.chain(others.iter().map(PathBuf::as_path)),
-    )
-    .map_err(|e| walk.failed(e))?
-    {
+    if walk.forbids(file.as_fd()).map_err(|e| walk.failed(e))? {
         return Err(RelabelError::OfTheSystem { path: top.into() });
     }
     match open(file.as_fd(), c".", OFlags::DIRECTORY, BELOW) {
@@ -141,21 +142,11 @@ pub(crate) fn tree_once(top: &Path, label: &str) -> Result<(), RelabelError> {
     }
 }
 
-/// By their identity: a path may have other names.
-fn is_one_of<'a>(
-    file: BorrowedFd<'_>,
-    mut paths: impl Iterator<Item = &'a Path>,
-) -> Result<bool, Errno> {
-    let found = rustix::fs::fstat(file)?;
-    Ok(paths.any(|path| {
-        rustix::fs::stat(path)
-            .is_ok_and(|other| (other.st_dev, other.st_ino) == (found.st_dev, found.st_ino))
-    }))
-}
-
 struct Walk<'a> {
     label: &'a str,
     cancelled: &'a dyn Fn() -> bool,
+    /// Devices and inodes of what is not relabelled.
+    forbidden: Vec<(u64, u64)>,
     /// Where it is, for the error.
     path: PathBuf,
     depth: usize,
@@ -196,9 +187,8 @@ impl Walk<'_> {
         self.path.push(name.to_string_lossy().as_ref());
         match self.one(parent, name, kind) {
             Ok(()) => {}
-            // It vanished, or became something else, which is for whoever does such things meanwhile; or it is of
-            // another mount.
-            Err(One::Kernel(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)) => {}
+            // It vanished, or became something else, which is for whoever does such things meanwhile.
+            Err(One::Kernel(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)) => {}
             Err(One::Kernel(error)) => return Err(self.failed(error)),
             Err(One::Below(error)) => return Err(error),
         }
@@ -207,7 +197,17 @@ impl Walk<'_> {
     }
 
     fn one(&mut self, parent: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<(), One> {
-        let file = open(parent, name, OFlags::PATH, BELOW)?;
+        let file = match open(parent, name, OFlags::PATH, BELOW | ResolveFlags::NO_XDEV) {
+            Err(Errno::XDEV) => {
+                let mounted = open(parent, name, OFlags::PATH, BELOW)?;
+                if self.forbids(mounted.as_fd())? {
+                    tracing::warn!(path = %self.path.display(), "SELinux: a part of the system is mounted in this volume, it is not relabelled");
+                    return Ok(());
+                }
+                mounted
+            }
+            opened => opened?,
+        };
         // Some file systems do not tell the kind.
         if matches!(kind, FileType::Directory | FileType::Unknown) {
             match open(file.as_fd(), c".", OFlags::DIRECTORY, BELOW) {
@@ -217,6 +217,11 @@ impl Walk<'_> {
             }
         }
         Ok(set(file.as_fd(), self.label)?)
+    }
+
+    fn forbids(&self, file: BorrowedFd<'_>) -> Result<bool, Errno> {
+        let found = rustix::fs::fstat(file)?;
+        Ok(self.forbidden.contains(&(found.st_dev, found.st_ino)))
     }
 
     fn failed(&self, error: Errno) -> RelabelError {
@@ -239,10 +244,8 @@ impl From<Errno> for One {
     }
 }
 
-/// Below a directory, of the same mount, and no link.
-const BELOW: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_XDEV);
+/// Below a directory, and no link.
+const BELOW: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
 /// With [`OFlags::PATH`] whatever it is, a link too, without any effect on it.
 fn open(
@@ -408,19 +411,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_below_is_left_alone() {
+    fn what_is_mounted_below_belongs_to_the_volume_but_for_the_system() {
         let dir = tempfile::tempdir().unwrap();
-        let (volume, other) = (dir.path().join("volume"), dir.path().join("other"));
-        std::fs::create_dir_all(volume.join("mount")).unwrap();
-        std::fs::create_dir(&other).unwrap();
-        std::fs::write(other.join("file"), "x").unwrap();
-        rustix::mount::mount_bind(&other, volume.join("mount")).unwrap();
-        let labelled = label(&volume, LABEL);
-        let through = label_of(&volume.join("mount/file"));
-        zcri_sys::mount::unmount(&volume.join("mount")).unwrap();
+        let volume = dir.path().join("volume");
+        let others = ["data", "system"].map(|name| dir.path().join(name));
+        for other in &others {
+            std::fs::create_dir_all(volume.join(other.file_name().unwrap())).unwrap();
+            std::fs::create_dir(other).unwrap();
+            std::fs::write(other.join("file"), "x").unwrap();
+        }
+        let [data, system] = others.clone();
+        let places = others.map(|other| volume.join(other.file_name().unwrap()));
+        for (place, other) in places.iter().zip([&data, &system]) {
+            rustix::mount::mount_bind(other, place).unwrap();
+        }
+        let labelled = tree(&volume, LABEL, std::slice::from_ref(&system), GO_ON);
+        for place in &places {
+            zcri_sys::mount::unmount(place).unwrap();
+        }
         labelled.unwrap();
-        assert_eq!((through, label_of(&other)), (None, None));
-        assert_eq!(label_of(&volume).as_deref(), Some(LABEL));
+        for (path, expected) in [
+            (&data, Some(LABEL)),
+            (&data.join("file"), Some(LABEL)),
+            (&system, None),
+            (&system.join("file"), None),
+            (&volume, Some(LABEL)),
+        ] {
+            assert_eq!(label_of(path).as_deref(), expected, "{}", path.display());
+        }
     }
 
     #[test]
