@@ -79,7 +79,7 @@ impl Selinux {
         if !is_on() || own.trim_end_matches('\0') == "kernel" {
             return None;
         }
-        let contexts = find_contexts(Path::new("/"));
+        let contexts = usable_contexts();
         match &contexts {
             Ok(found) => {
                 tracing::info!(processes = %found.process, files = %found.file, "SELinux: containers are labelled");
@@ -283,7 +283,16 @@ impl fmt::Display for Context {
 /// # Errors
 /// It has none.
 pub(crate) fn try_contexts() -> Result<String, String> {
-    find_contexts(Path::new("/")).map(|contexts| contexts.process.to_string())
+    usable_contexts().map(|contexts| contexts.process.to_string())
+}
+
+/// What the policy says of containers, if it has the labels that it names: Debian's names some that it does not have.
+fn usable_contexts() -> Result<Contexts, String> {
+    let found = find_contexts(Path::new("/"))?;
+    for context in [&found.process, &found.file, &found.ro_file] {
+        checked(context.clone()).map_err(|e| e.to_string())?;
+    }
+    Ok(found)
 }
 
 /// Whether the kernel has it on, as OCI runtimes see it: in a node that is itself a container it is the business of
