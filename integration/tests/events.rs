@@ -139,7 +139,6 @@ async fn the_life_of_a_pod_is_told_in_order_with_its_statuses() -> Test {
 #[tokio::test]
 async fn a_start_that_fails_and_a_lost_shim_are_told() -> Test {
     let node = TestNode::builder()
-        .allow_log("failed")
         .allow_log("the shim")
         .allow_log("shim of this pod is gone")
         .start()
