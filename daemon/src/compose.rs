@@ -78,7 +78,7 @@ pub async fn serve(config: Config, source: Source) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Ready]);
     let node = pods.node().clone();
     // So that the first pod and the first status need not wait for it.
-    tokio::spawn(async move { node.handlers.ask_all().await });
+    let asking = tokio::spawn(async move { node.handlers.ask_all().await });
     let (end_streams, end_of_streams) = oneshot::channel::<()>();
     let streaming = tokio::spawn({
         let streams = streams.clone();
@@ -92,6 +92,8 @@ pub async fn serve(config: Config, source: Source) -> anyhow::Result<()> {
     let services = Services::new(pods.clone(), streams);
     let served = server::serve(services, listener, &socket, stop).await;
     endpoint.shutdown().await;
+    // What it would find out of a daemon that is going down is nothing.
+    asking.abort();
     // No call gives out a URL any more: now the sessions, then the commands that they were about.
     drop(end_streams);
     streaming.await.context("serve sessions")?;
