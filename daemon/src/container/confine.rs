@@ -11,8 +11,8 @@ use crate::pod::PodView;
 use crate::runtime::HandlerFeatures;
 
 /// What the kernel's security modules make of the container, with what that needs: a profile in the kernel, the label
-/// of its volumes. However long that takes: a request that the kubelet has given up goes on, and the next one finds what
-/// was done. Gives the configuration back.
+/// of its volumes. However long that takes: a request that the kubelet has given up goes on, and the next one waits for
+/// it. Gives the configuration back.
 pub(super) async fn confine(
     node: &Arc<Node>,
     pod: &Arc<PodView>,

@@ -348,7 +348,7 @@ impl NotStarted {
         // The last one is runc's when the container ends while it looks at it.
         if says(&["that has stopped", "stopped container", "lstat /proc/"]) {
             Self::ContainerGone
-        } else if says(&["/attr/", "apparmor", "selinux"]) {
+        } else if says(&["/attr/"]) {
             // The kernel did not let the process be confined; "exec" and a reason are there too.
             Self::Other
         } else if !says(&["exec: ", "exec /", "executable"]) {
@@ -449,6 +449,18 @@ mod tests {
             ("exec: \"/etc/passwd\": permission denied", 126),
             ("exec /x: exec format error", 126),
             ("something else", 0),
+            (
+                "unable to apply apparmor profile: apparmor failed to apply profile: write /proc/thread-self/attr/apparmor/exec: no such file or directory",
+                0,
+            ),
+            (
+                "error during container init: write /proc/thread-self/attr/exec: permission denied",
+                0,
+            ),
+            (
+                "exec: \"/usr/sbin/selinuxenabled\": no such file or directory",
+                127,
+            ),
             ("open /dev/ptmx: no such file or directory", 0),
             ("cannot exec in a container that has stopped", -1),
             ("cannot exec in a stopped container", -1),
